@@ -1,0 +1,133 @@
+"""Clicks as network input: what `guidance.json` may say, and the channels drawn from it.
+
+Training and inference both call `encode`; it runs over NumPy or CuPy arrays alike. The stamp follows the
+Euclidean-distance encoding of arXiv 2508.21680: a ball filled with the distance to the nearest voxel outside.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from petclick.clicks import KINDS, ClickSet
+from petclick.errors import InputError
+
+FILE_NAME = "guidance.json"
+
+_AXIS_OF = dict(zip("LRAPIS", (0, 0, 1, 1, 2, 2), strict=True))
+
+
+@dataclass(frozen=True)
+class GuidanceSpec:
+    """A model's own contract on its input, beside nnU-Net's plans; the defaults are the published ensemble's.
+
+    encoding: 'edt' or 'gaussian'; radius_vox: the stamp's radius on the network's grid ('edt');
+    sigma_vox: the Gaussian's width there ('gaussian'); orientation: axis code (such as 'LPS') of the
+    arrays (x, y, z) that the model was trained on, or None to take every case as it is stored.
+    """
+
+    encoding: Literal["edt", "gaussian"] = "edt"
+    radius_vox: int = 2
+    sigma_vox: float = 1.0
+    orientation: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            InputError: naming the key, its rule and the value.
+        """
+        if self.encoding not in ("edt", "gaussian"):
+            raise InputError(FILE_NAME, "encoding must be 'edt' or 'gaussian'", repr(self.encoding))
+        if type(self.radius_vox) is not int or not 1 <= self.radius_vox <= 16:
+            raise InputError(FILE_NAME, "radius_vox must be a whole number from 1 to 16", repr(self.radius_vox))
+        if type(self.sigma_vox) not in (int, float) or not 0 < self.sigma_vox <= 16:
+            raise InputError(FILE_NAME, "sigma_vox must be a number above 0, up to 16", repr(self.sigma_vox))
+        code = self.orientation
+        if code is not None and (type(code) is not str or sorted(_AXIS_OF.get(letter, -1) for letter in code) != [0, 1, 2]):
+            raise InputError(FILE_NAME, "orientation must be an axis code such as 'LPS', or null", repr(code))
+
+
+def load_spec(path: Path) -> GuidanceSpec:
+    """Read a model folder's guidance.json.
+
+    Args:
+        path: the file; where there is none the defaults hold, as in the published ensemble.
+
+    Raises:
+        InputError: not JSON, not an object, an unknown key or a bad value.
+    """
+    if not path.is_file():
+        return GuidanceSpec()
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(path, f"must be JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(path, "must be a JSON object", type(content).__name__)
+    known = [field.name for field in fields(GuidanceSpec)]
+    unknown = sorted(set(content) - set(known))
+    if unknown:
+        raise InputError(path, f"keys must be among {', '.join(known)}", ", ".join(map(repr, unknown)))
+    try:
+        return GuidanceSpec(**content)
+    except InputError as error:
+        raise InputError(path.parent, str(error)) from None
+
+
+def save_spec(spec: GuidanceSpec, path: Path) -> None:
+    """Write `spec` as guidance.json."""
+    path.write_text(json.dumps(asdict(spec), indent=2) + "\n", "utf-8")
+
+
+@lru_cache(maxsize=8)
+def stamp(spec: GuidanceSpec) -> npt.NDArray[np.float32]:
+    """One click's stamp: an odd cube of float32 in [0, 1], 1 at its centre.
+
+    'edt': voxels within the radius hold their Euclidean distance to the nearest voxel outside the ball,
+    divided by the maximum. The box ends with the ball, so only voxels of the box count as outside: at radius 2
+    there are 33 voxels, with 1, 2/5 ** 0.5 and 1/5 ** 0.5. 'gaussian': exp(-d² / 2σ²), cut at 3 σ.
+    """
+    reach = spec.radius_vox if spec.encoding == "edt" else int(np.ceil(3 * spec.sigma_vox))
+    axis = np.arange(-reach, reach + 1)
+    squared = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2
+    if spec.encoding == "edt":
+        values = ndimage.distance_transform_edt(squared <= reach**2)
+        values /= values.max()
+    else:
+        values = np.where(squared <= reach**2, np.exp(-squared / (2 * spec.sigma_vox**2)), 0)
+    result = values.astype(np.float32)
+    result.flags.writeable = False
+    return result
+
+
+def encode(clicks: ClickSet, shape_zyx: tuple[int, int, int], spec: GuidanceSpec, xp: Any = np) -> Any:
+    """Draw clicks into two channels; stamps that overlap combine by maximum and are cut at the border.
+
+    Args:
+        clicks: on the network's grid, inside the volume.
+        shape_zyx: the volume's shape.
+        spec: how a click is drawn.
+        xp: the array module, NumPy or CuPy. The stamp is SciPy's for both, so that they draw the same bits.
+
+    Returns:
+        float32 array (2, z, y, x) of `xp`, tumour first, values in [0, 1].
+    """
+    channels = xp.zeros((len(KINDS), *shape_zyx), dtype=xp.float32)
+    one = stamp(spec)
+    shape = xp.asarray(shape_zyx)
+    # Scribbles repeat voxels; each is drawn once.
+    points = xp.asarray(np.unique(np.column_stack((clicks.kind, clicks.index_zyx)), axis=0).astype(np.int64))
+    # Values in ascending order, each for all clicks at once: the last one written is the maximum.
+    for value in np.unique(one[one > 0]):
+        offsets = xp.asarray(np.argwhere(one == value) - one.shape[0] // 2)
+        voxels = (points[:, None, 1:] + offsets).reshape(-1, 3)
+        channel = xp.repeat(points[:, 0], len(offsets))
+        inside = ((voxels >= 0) & (voxels < shape)).all(axis=1)
+        channels[(channel[inside], *voxels[inside].T)] = value
+    return channels
