@@ -16,6 +16,7 @@ class InputError(PetclickError):
     exit_code = 2
 
     def __init__(self, where: object, rule: str, got: object = None) -> None:
+        """Put the message together; `got` None leaves the value out."""
         text = f"{where}: {rule}"
         if got is not None:
             text += f", got {got}"

@@ -66,6 +66,18 @@ def require_file(path: Path) -> None:
         raise InputError(path, "must be a regular file")
 
 
+def require_writable(folder: Path) -> None:
+    """Raise InputError unless files can be made in `folder`, or it can be made itself.
+
+    Asked before minutes are spent on a result; makes nothing, so that a run that fails leaves nothing.
+    """
+    parent = folder
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(folder, "must be a folder that can be written to", f"{parent}, which cannot")
+
+
 def read_json(path: Path) -> object:
     """Read a JSON file in UTF-8, with or without a byte order mark.
 

@@ -115,4 +115,6 @@ def resample_affine(old_shape: npt.ArrayLike, new_shape: npt.ArrayLike) -> Float
 
 def to_voxels(index: FloatArray, shape: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Nearest voxel of (N, 3) float indices, halves up, kept inside 0 ... n - 1."""
-    return np.clip(np.floor(index + 0.5 + ROUNDING).astype(np.int64), 0, np.asarray(shape, dtype=np.int64) - 1)
+    return np.clip(
+        np.floor(index + 0.5 + ROUNDING).astype(np.int64), 0, np.asarray(shape, dtype=np.int64) - 1
+    )

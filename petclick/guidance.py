@@ -16,10 +16,10 @@ from scipy import ndimage
 
 from petclick.clicks import KINDS, ClickSet
 from petclick.errors import InputError
+from petclick.files import read_json
+from petclick.orientation import is_axis_code
 
 FILE_NAME = "guidance.json"
-
-_AXIS_OF = dict(zip("LRAPIS", (0, 0, 1, 1, 2, 2), strict=True))
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,14 @@ class GuidanceSpec:
         if self.encoding not in ("edt", "gaussian"):
             raise InputError(FILE_NAME, "encoding must be 'edt' or 'gaussian'", repr(self.encoding))
         if type(self.radius_vox) is not int or not 1 <= self.radius_vox <= 16:
-            raise InputError(FILE_NAME, "radius_vox must be a whole number from 1 to 16", repr(self.radius_vox))
+            rule = "radius_vox must be a whole number from 1 to 16"
+            raise InputError(FILE_NAME, rule, repr(self.radius_vox))
         if type(self.sigma_vox) not in (int, float) or not 0 < self.sigma_vox <= 16:
-            raise InputError(FILE_NAME, "sigma_vox must be a number above 0, up to 16", repr(self.sigma_vox))
-        code = self.orientation
-        if code is not None and (type(code) is not str or sorted(_AXIS_OF.get(letter, -1) for letter in code) != [0, 1, 2]):
-            raise InputError(FILE_NAME, "orientation must be an axis code such as 'LPS', or null", repr(code))
+            rule = "sigma_vox must be a number above 0, up to 16"
+            raise InputError(FILE_NAME, rule, repr(self.sigma_vox))
+        if not (self.orientation is None or is_axis_code(self.orientation)):
+            rule = "orientation must be an axis code such as 'LPS', or null"
+            raise InputError(FILE_NAME, rule, repr(self.orientation))
 
 
 def load_spec(path: Path) -> GuidanceSpec:
@@ -64,10 +66,7 @@ def load_spec(path: Path) -> GuidanceSpec:
     """
     if not path.is_file():
         return GuidanceSpec()
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(path, f"must be JSON ({error})") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(path, "must be a JSON object", type(content).__name__)
     known = [field.name for field in fields(GuidanceSpec)]
@@ -90,8 +89,9 @@ def stamp(spec: GuidanceSpec) -> npt.NDArray[np.float32]:
     """One click's stamp: an odd cube of float32 in [0, 1], 1 at its centre.
 
     'edt': voxels within the radius hold their Euclidean distance to the nearest voxel outside the ball,
-    divided by the maximum. The box ends with the ball, so only voxels of the box count as outside: at radius 2
-    there are 33 voxels, with 1, 2/5 ** 0.5 and 1/5 ** 0.5. 'gaussian': exp(-d² / 2σ²), cut at 3 σ.
+    divided by the maximum. The box ends with the ball, so only voxels of the box count as outside: at radius
+    2 there are 33 voxels, with 1, (2/5) ** 0.5 and (1/5) ** 0.5. 'gaussian': exp(-d**2 / (2 * sigma**2)), cut
+    at 3 sigma.
     """
     reach = spec.radius_vox if spec.encoding == "edt" else int(np.ceil(3 * spec.sigma_vox))
     axis = np.arange(-reach, reach + 1)
@@ -106,7 +106,12 @@ def stamp(spec: GuidanceSpec) -> npt.NDArray[np.float32]:
     return result
 
 
-def encode(clicks: ClickSet, shape_zyx: tuple[int, int, int], spec: GuidanceSpec, xp: Any = np) -> Any:
+def encode(  # NumPy's and CuPy's arrays have no common type
+    clicks: ClickSet,
+    shape_zyx: tuple[int, int, int],
+    spec: GuidanceSpec,
+    xp: Any = np,
+) -> Any:
     """Draw clicks into two channels; stamps that overlap combine by maximum and are cut at the border.
 
     Args:

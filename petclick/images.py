@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813 - the field's usual name
+import SimpleITK as sitk
 
 from petclick.errors import InputError
 from petclick.files import is_whole_nifti, is_whole_tiff, meta_dimension, require_file
@@ -113,8 +113,13 @@ def _extent(grid: Grid) -> str:
     return ", ".join(f"{axis} {low:.1f} to {high:.1f} mm" for axis, low, high in ranges)
 
 
-def read_image(path: Path) -> tuple[FloatVolume, Grid]:
+def read_image(path: Path, any_format: bool = False) -> tuple[FloatVolume, Grid]:
     """Read a scalar 3-D image.
+
+    Args:
+        path: the file.
+        any_format: also read a file of another extension, as whatever ITK takes it for: for files that the
+            user made.
 
     Returns:
         float32 array (z, y, x), all finite, and its grid.
@@ -126,11 +131,11 @@ def read_image(path: Path) -> tuple[FloatVolume, Grid]:
     require_file(path)
     name = path.name.lower()
     kind = next((reader for extension, reader in IMAGE_READERS.items() if name.endswith(extension)), None)
-    if kind is None:
+    if kind is None and not any_format:
         raise InputError(path, f"must have an image's extension ({', '.join(IMAGE_READERS)})")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.SetImageIO(kind)
+    reader.SetImageIO(kind or "")
     reader.SetOutputPixelType(sitk.sitkFloat32)
     try:
         if kind == "MetaImageIO":
@@ -148,7 +153,7 @@ def read_image(path: Path) -> tuple[FloatVolume, Grid]:
     return array, _grid_of(image)
 
 
-def _check_header(path: Path, kind: str, reader: Any) -> None:  # noqa: ANN401 - SimpleITK has no types
+def _check_header(path: Path, kind: str, reader: Any) -> None:
     size = reader.GetSize()
     pixel = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
     if reader.GetNumberOfComponents() != 1 or "complex" in pixel:

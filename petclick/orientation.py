@@ -27,6 +27,13 @@ AXIS_OF_LETTER = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2,
 """Letter -> axis and sign in ITK's patient frame, whose axes point to the left, posterior and superior."""
 
 
+def is_axis_code(code: object) -> bool:
+    """Whether `code` has one letter each of L/R, P/A and S/I."""
+    if not isinstance(code, str):
+        return False
+    return sorted(AXIS_OF_LETTER.get(letter, (3, 1))[0] for letter in code) == [0, 1, 2]
+
+
 def orient(grid: Grid, code: str) -> Grid:
     """The grid of a volume that is brought to an axis code.
 
@@ -85,7 +92,7 @@ def turned_view(array: npt.NDArray[ScalarT], source: Grid, target: Grid) -> npt.
 
 def _directions(code: str) -> FloatArray:
     """3 x 3 matrix whose column j is where index axis j points to."""
-    if sorted(AXIS_OF_LETTER.get(letter, (3, 1))[0] for letter in code) != [0, 1, 2]:
+    if not is_axis_code(code):
         raise ValueError(f"an axis code has one letter each of L/R, P/A and S/I, got {code!r}")
     matrix = np.zeros((3, 3))
     for column, letter in enumerate(code):

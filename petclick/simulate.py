@@ -99,7 +99,7 @@ def simulate_varied(
     if n_background:
         candidates = np.argwhere(_hot_outside(lesion, pet, VARIED_PERCENTILE))
         uptake = pet[tuple(candidates.T)].astype(np.float64) - pet.min()  # normalised PET can be negative
-        count = min(n_background, np.count_nonzero(uptake))
+        count = min(n_background, int(np.count_nonzero(uptake)))
         if count:
             background = candidates[
                 rng.choice(len(candidates), count, replace=False, p=uptake / uptake.sum())
@@ -128,24 +128,25 @@ _Pick = Callable[[_Component, np.random.Generator], Voxels]
 
 
 def _by_component(mask: Mask, n: int, rng: np.random.Generator, first: _Pick, rest: _Pick) -> Voxels:
-    """Up to n components, drawn without replacement, get one click each by `first`; `rest` shares out the rest."""
+    """Up to n components, drawn without replacement, get a click each by `first`, the rest by `rest`."""
     clicks: list[Voxels] = []
     if n == 0 or not mask.any():
         return np.zeros((0, 3), np.int64)
     labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
     boxes = cc3d.statistics(labels, no_slice_conversion=True)["bounding_boxes"]
     components = [_cut_out(labels, int(label), boxes[label]) for label in rng.permutation(count)[:n] + 1]
-    picks = [first] * len(components) + [rest] * (n - len(components))
-    for turn, pick in enumerate(picks):
-        component = components[turn % len(components)]
-        if component.free.any():
+    pick = first
+    while components and len(clicks) < n:
+        for component in components[: n - len(clicks)]:
             voxel = pick(component, rng)
             component.free[tuple(voxel)] = False
             clicks.append(voxel + component.lower_zyx)
+        components = [component for component in components if component.free.any()]
+        pick = rest
     return np.array(clicks)
 
 
-def _cut_out(labels: npt.NDArray[np.uint32], label: int, box: npt.NDArray[np.uint16]) -> _Component:
+def _cut_out(labels: npt.NDArray[np.integer], label: int, box: npt.NDArray[np.integer]) -> _Component:
     """Cut one component out. The nearest voxel outside always lies in the margin, so its depth is exact."""
     lower, upper = box[0::2].astype(np.int64), box[1::2].astype(np.int64) + 1
     lower, upper = np.maximum(lower - 1, 0), np.minimum(upper + 1, labels.shape)
@@ -156,7 +157,9 @@ def _cut_out(labels: npt.NDArray[np.uint32], label: int, box: npt.NDArray[np.uin
 
 
 def _official_centre(component: _Component, rng: np.random.Generator) -> Voxels:
-    return _jitter(np.array(np.unravel_index(component.depth.argmax(), component.depth.shape)), component, rng)
+    return _jitter(
+        np.array(np.unravel_index(component.depth.argmax(), component.depth.shape)), component, rng
+    )
 
 
 def _official_boundary(component: _Component, rng: np.random.Generator) -> Voxels:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from skimage.transform import resize
@@ -17,6 +17,8 @@ from petclick.grid import (
     transpose_affine,
 )
 
+few = settings(max_examples=40, deadline=None)
+
 FLIPPED = (-1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0)
 """x runs to the right; y to inferior; z to posterior: a determinant of -1 and two axes exchanged."""
 
@@ -26,7 +28,8 @@ def grids(draw: st.DrawFn) -> Grid:
     size = draw(st.lists(st.integers(1, 60), min_size=3, max_size=3, unique=True))
     spacing = draw(st.lists(st.floats(0.3, 8), min_size=3, max_size=3))
     origin = draw(st.lists(st.floats(-900, 900), min_size=3, max_size=3))
-    angles = draw(st.lists(st.floats(-180, 180), min_size=3, max_size=3))
+    # tenths of degrees, as subnormal cosines make ITK's own inverse fail
+    angles = [tenths / 10 for tenths in draw(st.lists(st.integers(-1800, 1800), min_size=3, max_size=3))]
     signs = draw(st.lists(st.sampled_from([-1, 1]), min_size=3, max_size=3))
     direction = Rotation.from_euler("zyx", angles, degrees=True).as_matrix() * signs
     return Grid(tuple(size), tuple(spacing), tuple(origin), tuple(direction.ravel().tolist()))
@@ -45,6 +48,7 @@ def faces_xyz(grid: Grid) -> list[tuple[float, float, float]]:
     return [(i, j, k) for i in x for j in y for k in z]
 
 
+@few
 @given(grids(), st.lists(st.tuples(*[st.floats(-80, 80)] * 3), min_size=1, max_size=6))
 def test_indices_map_to_the_points_that_itk_gives(grid: Grid, points: list[tuple[float, ...]]) -> None:
     image = itk_image(grid)
@@ -54,6 +58,7 @@ def test_indices_map_to_the_points_that_itk_gives(grid: Grid, points: list[tuple
     np.testing.assert_allclose(apply_affine(grid.index_zyx_to_mm, reversed_points), expected, atol=1e-8)
 
 
+@few
 @given(grids(), st.tuples(*[st.floats(-80, 80)] * 3))
 def test_millimetres_map_back_to_the_index(grid: Grid, index_zyx: tuple[float, ...]) -> None:
     point_mm = apply_affine(grid.index_zyx_to_mm, index_zyx)[0]
@@ -61,6 +66,7 @@ def test_millimetres_map_back_to_the_index(grid: Grid, index_zyx: tuple[float, .
     np.testing.assert_allclose(back_xyz[::-1], index_zyx, atol=1e-6)
 
 
+@few
 @given(grids())
 def test_extent_is_the_box_around_the_faces(grid: Grid) -> None:
     image = itk_image(grid)
@@ -122,12 +128,14 @@ def centre_of_mass(image: np.ndarray) -> np.ndarray:
     return np.argwhere(image).T @ image[image != 0] / image.sum()
 
 
+@few
 @given(st.permutations(range(3)), st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 6)))
 def test_transposition_moves_points_with_the_image(axes: list[int], index: tuple[int, int, int]) -> None:
     moved = one_voxel((5, 6, 7), index).transpose(axes)
     np.testing.assert_array_equal(apply_affine(transpose_affine(axes), index), np.argwhere(moved))
 
 
+@few
 @given(st.tuples(st.integers(2, 4), st.integers(1, 5), st.integers(3, 6)))
 def test_cropping_moves_points_with_the_image(index: tuple[int, int, int]) -> None:
     moved = one_voxel((5, 6, 7), index)[2:, 1:, 3:]
@@ -135,6 +143,7 @@ def test_cropping_moves_points_with_the_image(index: tuple[int, int, int]) -> No
 
 
 @pytest.mark.parametrize("new_shape", [(15, 14, 36), (10, 28, 18), (5, 21, 27)])
+@few
 @given(index=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 7)))
 def test_resampling_moves_points_with_a_one_voxel_image(
     new_shape: tuple[int, int, int], index: tuple[int, int, int]
@@ -157,6 +166,7 @@ def test_resampling_by_any_factor_agrees_with_a_resized_ramp(new_length: int) ->
     np.testing.assert_allclose(mapped, [(2, place, 4) for place in inner], atol=1e-9)
 
 
+@few
 @given(st.tuples(*[st.integers(1, 40)] * 6), st.tuples(*[st.floats(0, 1)] * 3))
 def test_resampling_keeps_points_inside_and_goes_back(
     sizes: tuple[int, ...], fraction: tuple[float, ...]
@@ -165,7 +175,9 @@ def test_resampling_keeps_points_inside_and_goes_back(
     point = np.array(fraction) * old_shape - 0.5
     there = apply_affine(resample_affine(old_shape, new_shape), point)
     assert ((there >= -0.5 - 1e-9) & (there <= new_shape - 0.5 + 1e-9)).all()
-    np.testing.assert_allclose(apply_affine(resample_affine(new_shape, old_shape), there)[0], point, atol=1e-9)
+    np.testing.assert_allclose(
+        apply_affine(resample_affine(new_shape, old_shape), there)[0], point, atol=1e-9
+    )
 
 
 def test_halves_round_up_and_faces_stay_inside() -> None:

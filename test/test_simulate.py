@@ -1,0 +1,251 @@
+"""Simulated clicks: their numbers, where they may lie, and the schemes' exact places against slow oracles."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage, stats
+
+from petclick import simulate as module
+from petclick.clicks import ClickSet
+from petclick.simulate import (
+    OFFICIAL_PERCENTILE,
+    VARIED_PERCENTILE,
+    SimulationSettings,
+    draw_count,
+    simulate,
+    simulate_official,
+    simulate_varied,
+)
+
+SHAPE = (18, 25, 31)
+Mask = npt.NDArray[np.bool_]
+Image = npt.NDArray[np.float32]
+Scheme = Callable[[Mask, Image, int, int, np.random.Generator], ClickSet]
+
+schemes = pytest.mark.parametrize("scheme", [simulate_official, simulate_varied])
+
+
+def ball(centre: tuple[float, float, float], radius: float) -> Mask:
+    z, y, x = np.ogrid[tuple(slice(0, n) for n in SHAPE)]
+    return (z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 <= radius**2
+
+
+@pytest.fixture
+def lesion() -> Mask:
+    """Three lesions: inside, at the volume's corner, and one single voxel."""
+    mask = ball((7, 8, 10), 4.4) | ball((17, 24, 30), 5.2)
+    mask[2, 20, 3] = True
+    return mask
+
+
+@pytest.fixture
+def pet(lesion: Mask) -> Image:
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(SHAPE), 1)
+    return (noise + 0.5 * lesion).astype(np.float32)
+
+
+def components(mask: Mask) -> list[Mask]:
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    return [labels == label for label in range(1, count + 1)]
+
+
+def depth(component: Mask) -> npt.NDArray[np.float64]:
+    """Distance to the nearest voxel outside, over the whole volume."""
+    return np.asarray(ndimage.distance_transform_edt(component))
+
+
+def at(mask: npt.NDArray[np.generic], index_zyx: npt.NDArray[np.int64]) -> npt.NDArray[np.generic]:
+    return mask[tuple(index_zyx.T)]
+
+
+def same(a: ClickSet, b: ClickSet) -> bool:
+    return np.array_equal(a.index_zyx, b.index_zyx) and np.array_equal(a.kind, b.kind)
+
+
+def test_counts_follow_the_logarithmic_weights() -> None:
+    rng = np.random.default_rng(11)
+    drawn = Counter(draw_count(10, rng) for _ in range(20_000))
+    assert set(drawn) == set(range(11))
+    weights = np.log(np.arange(12, 1, -1))  # ln 12 for no click … ln 2 for ten
+    expected = 20_000 * weights / weights.sum()
+    assert stats.chisquare([drawn[n] for n in range(11)], expected).pvalue > 0.001
+    assert stats.chisquare([drawn[n] for n in range(10, -1, -1)], expected).pvalue < 1e-9
+
+
+def test_counts_of_the_two_kinds_are_independent(lesion: Mask, pet: Image) -> None:
+    rng = np.random.default_rng(5)
+    numbers = [
+        np.bincount(simulate(lesion, pet, SimulationSettings(max_clicks=2), rng).kind, minlength=2)
+        for _ in range(600)
+    ]
+    table = np.zeros((3, 3))
+    for tumor, background in numbers:
+        table[tumor, background] += 1
+    assert (table > 0).all(), "tumour clicks without background clicks, too, and the other way round"
+    assert stats.chi2_contingency(table).pvalue > 0.001
+
+
+def test_settings_decide_the_schemes_share(lesion: Mask, pet: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: Counter[str] = Counter()
+
+    def counting(name: str) -> None:
+        def scheme(*arguments: object) -> ClickSet:
+            called[name] += 1
+            return simulate_official(lesion, pet, 0, 0, np.random.default_rng())
+
+        monkeypatch.setattr(module, name, scheme)
+
+    counting("simulate_official")
+    counting("simulate_varied")
+    rng = np.random.default_rng(1)
+    for _ in range(1000):
+        module.simulate(lesion, pet, SimulationSettings(), rng)
+    assert stats.binomtest(called["simulate_official"], 1000, 0.8).pvalue > 0.001
+    assert called.total() == 1000
+
+
+def test_share_without_any_click(lesion: Mask, pet: Image) -> None:
+    rng = np.random.default_rng(2)
+    none = SimulationSettings(no_click_share=1.0)
+    assert all(len(simulate(lesion, pet, none, rng)) == 0 for _ in range(20))
+
+
+@schemes
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), n_tumor=st.integers(0, 12), n_background=st.integers(0, 12))
+def test_clicks_lie_where_they_may(scheme: Scheme, seed: int, n_tumor: int, n_background: int) -> None:
+    rng = np.random.default_rng(seed)
+    lesion = ndimage.gaussian_filter(rng.standard_normal(SHAPE), 2) > 0.09
+    pet = ndimage.gaussian_filter(rng.standard_normal(SHAPE), 1).astype(np.float32)
+    before = lesion.copy(), pet.copy()
+    clicks = scheme(lesion, pet, n_tumor, n_background, rng)
+    np.testing.assert_array_equal(lesion, before[0])
+    np.testing.assert_array_equal(pet, before[1])
+    assert clicks.index_zyx.dtype == np.int64
+
+    tumor, background = clicks.of_kind("tumor"), clicks.of_kind("background")
+    for points in (tumor, background):
+        assert len(np.unique(points, axis=0)) == len(points)
+    assert len(tumor) == min(n_tumor, np.count_nonzero(lesion))
+    assert at(lesion, tumor).all()
+    assert not at(lesion, background).any()
+    percentile = OFFICIAL_PERCENTILE if scheme is simulate_official else VARIED_PERCENTILE
+    assert (at(pet, background) >= np.percentile(pet[~lesion], percentile)).all()
+    assert len(background) == n_background
+
+
+@schemes
+def test_every_lesion_gets_a_click_before_one_gets_two(scheme: Scheme, lesion: Mask, pet: Image) -> None:
+    for seed in range(10):
+        tumor = scheme(lesion, pet, 3, 0, np.random.default_rng(seed)).of_kind("tumor")
+        assert [at(part, tumor).sum() for part in components(lesion)] == [1, 1, 1]
+
+
+@schemes
+def test_a_lesion_without_a_voxel_left_leaves_its_clicks_to_the_others(
+    scheme: Scheme, lesion: Mask, pet: Image
+) -> None:
+    tumor = scheme(lesion, pet, 12, 0, np.random.default_rng(0)).of_kind("tumor")
+    assert len(tumor) == 12
+    shares = sorted(int(at(part, tumor).sum()) for part in components(lesion))
+    assert shares == [1, 5, 6]
+
+
+@schemes
+def test_fewer_clicks_where_the_mask_has_no_voxel_left(scheme: Scheme, pet: Image) -> None:
+    lesion = np.zeros(SHAPE, bool)
+    lesion[3, 4:6, 9] = True
+    assert len(scheme(lesion, pet, 10, 0, np.random.default_rng(0))) == 2
+
+
+def test_official_places_without_jitter_are_the_oracles(
+    lesion: Mask, pet: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "JITTER_VOX", 0)
+    hot = ~lesion & (pet >= np.percentile(pet[~lesion], OFFICIAL_PERCENTILE))
+    n_tumor, n_background = len(components(lesion)) + 2, len(components(hot))
+    assert (n_tumor, n_background) == (5, 12)
+    for seed in range(5):
+        clicks = simulate_official(lesion, pet, n_tumor, n_background, np.random.default_rng(seed))
+        tumor, background = clicks.of_kind("tumor"), clicks.of_kind("background")
+        for component in [*components(lesion), *components(hot)]:
+            deep = depth(component)
+            first, *boundary = [point for point in (*tumor, *background) if component[tuple(point)]]
+            assert deep[tuple(first)] == deep.max()
+            assert all(deep[tuple(point)] == 1 for point in boundary)
+        np.testing.assert_array_equal(at(lesion, tumor), np.ones(n_tumor))
+
+
+def test_official_centres_move_by_up_to_the_jitter(pet: Image) -> None:
+    lesion = ball((8, 12, 15), 6.4)
+    moves = [
+        simulate_official(lesion, pet, 1, 0, np.random.default_rng(seed)).index_zyx[0] - (8, 12, 15)
+        for seed in range(60)
+    ]
+    assert np.abs(moves).max() == module.JITTER_VOX
+    assert len(np.unique(moves, axis=0)) > 30
+    np.testing.assert_allclose(np.mean(moves, axis=0), 0, atol=1)
+
+
+def test_varied_tumour_clicks_prefer_depth_first_and_the_rim_later(pet: Image) -> None:
+    lesion = ball((8, 12, 15), 6.4)
+    deep = depth(lesion)
+    by_turn = np.array(
+        [
+            at(deep, simulate_varied(lesion, pet, 4, 0, np.random.default_rng(seed)).index_zyx)
+            for seed in range(40)
+        ]
+    )
+    assert by_turn[:, 0].mean() > deep[lesion].mean() + 1
+    assert by_turn[:, 1:].max() <= module.BOUNDARY_VOX
+
+
+def test_varied_background_clicks_follow_uptake() -> None:
+    lesion = np.zeros(SHAPE, bool)
+    pet = np.zeros(SHAPE, np.float32)
+    pet[4, 5, 6:9] = 1, 2, 6
+    drawn = Counter(
+        int(simulate_varied(lesion, pet, 0, 1, np.random.default_rng(seed)).index_zyx[0, 2])
+        for seed in range(900)
+    )
+    assert stats.chisquare([drawn[x] for x in (6, 7, 8)], [100, 200, 600]).pvalue > 0.001
+    assert drawn.total() == 900
+
+
+def test_varied_background_takes_negative_uptake() -> None:
+    rng = np.random.default_rng(0)
+    pet = -5 + 0.1 * rng.standard_normal(SHAPE).astype(np.float32)  # as after normalisation
+    assert len(simulate_varied(np.zeros(SHAPE, bool), pet, 0, 10, rng)) == 10
+
+
+@schemes
+def test_patch_that_is_all_lesion(scheme: Scheme, pet: Image) -> None:
+    clicks = scheme(np.ones(SHAPE, bool), pet, 10, 10, np.random.default_rng(0))
+    assert len(clicks.of_kind("tumor")) == 10
+    assert len(clicks.of_kind("background")) == 0
+
+
+@schemes
+def test_patch_without_lesion_gets_background_clicks_only(scheme: Scheme, pet: Image) -> None:
+    clicks = scheme(np.zeros(SHAPE, bool), pet, 10, 10, np.random.default_rng(0))
+    assert len(clicks.of_kind("tumor")) == 0
+    assert len(clicks.of_kind("background")) == 10
+
+
+@schemes
+def test_flat_pet(scheme: Scheme, lesion: Mask) -> None:
+    clicks = scheme(lesion, np.zeros(SHAPE, np.float32), 3, 3, np.random.default_rng(0))
+    assert len(clicks.of_kind("tumor")) == 3
+    assert not at(lesion, clicks.of_kind("background")).any()
+
+
+@schemes
+def test_a_seed_gives_the_same_clicks(scheme: Scheme, lesion: Mask, pet: Image) -> None:
+    first, again, other = (scheme(lesion, pet, 5, 5, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    assert same(first, again)
+    assert not same(first, other)
