@@ -1,0 +1,172 @@
+"""From a case to the network's image, and the map that takes clicks there: one path for all models.
+
+Cropping, normalisation and resampling are nnU-Net's own functions, chosen by the model's plan.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.normalization import default_normalization_schemes
+from nnunetv2.preprocessing.resampling import default_resampling, resample_torch
+
+from petclick.clicks import ClickSet
+from petclick.errors import InputError
+from petclick.grid import (
+    FloatArray,
+    Grid,
+    apply_affine,
+    crop_affine,
+    resample_affine,
+    transpose_affine,
+)
+from petclick.images import AIR_HU, Case, to_grid
+from petclick.model import Plan
+from petclick.orientation import orient
+
+logger = logging.getLogger(__name__)
+
+BACKGROUND_MARGIN = -1.0
+"""The lesion's margin where nothing is predicted."""
+CROP_SLACK_VOX = 1.0
+"""Clicks may lie this far outside the cropped image, in voxels of the network's grid, by rounding."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case on the network's grid, and the way back.
+
+    image: float32 (2, *network shape), CT and PET, normalised; case_grid: the case as stored; upright: the
+    same in the model's orientation; crop: half-open box ((lower, upper), …) of the upright, transposed
+    arrays; spacing_mm: theirs, in the same axis order; to_network: 4 x 4, case (z, y, x) indices -> its.
+    """
+
+    image: npt.NDArray[np.float32]
+    case_grid: Grid
+    upright: Grid
+    crop: tuple[tuple[int, int], ...]
+    spacing_mm: tuple[float, ...]
+    to_network: FloatArray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the network's grid."""
+        a, b, c = self.image.shape[1:]
+        return a, b, c
+
+    @property
+    def crop_shape(self) -> tuple[int, ...]:
+        """Shape of the crop, before resampling."""
+        return tuple(upper - lower for lower, upper in self.crop)
+
+
+def prepare(case: Case, plan: Plan, orientation: str | None) -> Prepared:
+    """Orient, transpose, crop, normalise and resample a case as the model's training did.
+
+    Args:
+        case: CT and PET on one grid.
+        plan: the model's.
+        orientation: axis code that the model was trained in; None leaves the case as stored.
+
+    Raises:
+        InputError: every voxel of the case is 0.
+    """
+    upright = case.grid if orientation is None else orient(case.grid, orientation)
+    stored = ((case.ct_hu, AIR_HU), (case.pet_suv, 0.0))
+    images = np.stack([to_grid(array, case.grid, upright, outside) for array, outside in stored])
+    images = images.transpose(0, *(axis + 1 for axis in plan.transpose_forward))
+    if not images.any():
+        raise InputError(case.name, "the case must have a voxel that is not 0")
+    images, nonzero, crop = crop_to_nonzero(images)
+    normalised = np.stack(
+        [
+            _scheme(name)(use_mask_for_norm=use_mask, intensityproperties=intensities).run(image, nonzero[0])
+            for name, use_mask, intensities, image in zip(
+                plan.normalization, plan.use_mask_for_norm, plan.intensities, images, strict=True
+            )
+        ]
+    )
+    spacing_mm = tuple(upright.spacing_zyx_mm[axis] for axis in plan.transpose_forward)
+    new_shape = default_resampling.compute_new_shape(normalised.shape[1:], spacing_mm, plan.spacing_mm)
+    new_shape = np.maximum(new_shape, 1)  # a slice thinner than half a voxel would vanish
+    resampled = _resampling(plan.resampling)(
+        normalised, new_shape, spacing_mm, plan.spacing_mm, **plan.resampling_kwargs
+    )
+    to_network = (
+        resample_affine(normalised.shape[1:], resampled.shape[1:])
+        @ crop_affine([lower for lower, _ in crop])
+        @ transpose_affine(plan.transpose_forward)
+        @ np.linalg.inv(upright.index_zyx_to_mm)
+        @ case.grid.index_zyx_to_mm
+    )
+    box = tuple((int(lower), int(upper)) for lower, upper in crop)
+    return Prepared(np.asarray(resampled, np.float32), case.grid, upright, box, spacing_mm, to_network)
+
+
+def map_clicks(clicks: ClickSet, prepared: Prepared) -> ClickSet:
+    """Take clicks from the case's grid to the network's.
+
+    Clicks in the empty margin that was cropped away are left out, with a warning: nothing is predicted there.
+    """
+    index = apply_affine(prepared.to_network, clicks.index_zyx)
+    shape = np.asarray(prepared.shape)
+    inside = ((index >= -0.5 - CROP_SLACK_VOX) & (index < shape - 0.5 + CROP_SLACK_VOX)).all(axis=1)
+    if not inside.all():
+        logger.warning(
+            "%d clicks lie where CT and PET are 0 up to the image's border; no lesion is predicted there",
+            np.count_nonzero(~inside),
+        )
+    kept = ClickSet(clicks.index_zyx[inside], clicks.kind[inside])
+    return kept.mapped(prepared.to_network, prepared.shape)
+
+
+def restore(margin: torch.Tensor, prepared: Prepared, plan: Plan) -> npt.NDArray[np.uint8]:
+    """Take the lesion's logit margin from the network's grid back to the case's, and decide.
+
+    The margin is resampled linearly by nnU-Net's torch function; for two classes its sign is the argmax.
+
+    Args:
+        margin: float32 (network shape), lesion logit minus background logit.
+        prepared: the case.
+        plan: the model's.
+
+    Returns:
+        uint8 (z, y, x) mask on the case's grid, 1 where the margin is above 0.
+    """
+    cropped = resample_torch.resample_torch_fornnunet(
+        margin[None],
+        prepared.crop_shape,
+        plan.spacing_mm,
+        prepared.spacing_mm,
+        num_threads=torch.get_num_threads(),
+        device=margin.device,
+    )[0]
+    backward = np.argsort(plan.transpose_forward)
+    shape = np.take(prepared.upright.shape_zyx, plan.transpose_forward)
+    transposed = np.full(shape, BACKGROUND_MARGIN, np.float32)
+    transposed[tuple(slice(*bounds) for bounds in prepared.crop)] = cropped.cpu().numpy()
+    # The margin is what an oblique case needs: a mask would lose its outline in another resampling.
+    stored = to_grid(transposed.transpose(backward), prepared.upright, prepared.case_grid, BACKGROUND_MARGIN)
+    return np.ascontiguousarray(stored > 0).view(np.uint8)
+
+
+def _scheme(name: str) -> Any:
+    """nnU-Net's normalisation class of this name."""
+    scheme = getattr(default_normalization_schemes, str(name), None)
+    if not isinstance(scheme, type) or not issubclass(
+        scheme, default_normalization_schemes.ImageNormalization
+    ):
+        raise InputError("plans.json", "normalization_schemes must name schemes of nnU-Net", repr(name))
+    return scheme
+
+
+def _resampling(name: str) -> Any:
+    """nnU-Net's resampling function of this name."""
+    for module in (default_resampling, resample_torch):
+        if name.startswith("resample_") and hasattr(module, name):
+            return getattr(module, name)
+    raise InputError("plans.json", "resampling_fn_data must name a function of nnU-Net", repr(name))
