@@ -5,7 +5,7 @@ Euclidean-distance encoding of arXiv 2508.21680: a ball filled with the distance
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,8 @@ from petclick.clicks import KINDS, ClickSet
 from petclick.errors import InputError
 from petclick.files import read_json
 from petclick.orientation import is_axis_code
+from petclick.postprocess import PostprocessSpec
+from petclick.records import from_mapping, to_mapping
 
 FILE_NAME = "guidance.json"
 
@@ -28,13 +30,15 @@ class GuidanceSpec:
 
     encoding: 'edt' or 'gaussian'; radius_vox: the stamp's radius on the network's grid ('edt');
     sigma_vox: the Gaussian's width there ('gaussian'); orientation: axis code (such as 'LPS') of the
-    arrays (x, y, z) that the model was trained on, or None to take every case as it is stored.
+    arrays (x, y, z) that the model was trained on, or None to take every case as it is stored;
+    postprocess: what is done with its logits.
     """
 
     encoding: Literal["edt", "gaussian"] = "edt"
     radius_vox: int = 2
     sigma_vox: float = 1.0
     orientation: str | None = None
+    postprocess: PostprocessSpec = field(default_factory=PostprocessSpec)
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -66,22 +70,12 @@ def load_spec(path: Path) -> GuidanceSpec:
     """
     if not path.is_file():
         return GuidanceSpec()
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(path, "must be a JSON object", type(content).__name__)
-    known = [field.name for field in fields(GuidanceSpec)]
-    unknown = sorted(set(content) - set(known))
-    if unknown:
-        raise InputError(path, f"keys must be among {', '.join(known)}", ", ".join(map(repr, unknown)))
-    try:
-        return GuidanceSpec(**content)
-    except InputError as error:
-        raise InputError(path.parent, str(error)) from None
+    return from_mapping(GuidanceSpec, read_json(path), path)
 
 
 def save_spec(spec: GuidanceSpec, path: Path) -> None:
     """Write `spec` as guidance.json."""
-    path.write_text(json.dumps(asdict(spec), indent=2) + "\n", "utf-8")
+    path.write_text(json.dumps(to_mapping(spec), indent=2) + "\n", "utf-8")
 
 
 @lru_cache(maxsize=8)

@@ -20,14 +20,23 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from petclick.clicks import ClickSet
+from petclick.clicks import KINDS, ClickSet, click_set
 from petclick.device import choose_device, choose_precision
 from petclick.errors import InputError, PetclickError
 from petclick.guidance import encode
 from petclick.images import Case
 from petclick.model import Model, load_network
+from petclick.postprocess import postprocess
 from petclick.preprocess import Prepared, map_clicks, prepare, restore
-from petclick.tiles import Accumulator, Passes, all_mirrors, pad_to_patch, predict_tile, tile_corners
+from petclick.tiles import (
+    Accumulator,
+    KeptTiles,
+    Passes,
+    all_mirrors,
+    pad_to_patch,
+    predict_tile,
+    tile_corners,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +51,15 @@ class Settings:
 
     device: 'auto', 'cpu' or 'cuda'; precision: 'auto', 'fp32', 'bf16' or 'fp16'; mirror_axes: spatial axes
     of the network's grid, None for those that the model was trained with; step_size: distance of neighbouring
-    tiles in patches, in (0, 1]; progress: show a bar on stderr.
+    tiles in patches, in (0, 1]; keep_gib: host memory for results, from which the next prediction of the
+    same case takes the tiles that no new click touches; progress: show a bar on stderr.
     """
 
     device: str = "auto"
     precision: str = "auto"
     mirror_axes: tuple[int, ...] | None = None
     step_size: float = 0.5
+    keep_gib: float = 4.0
     progress: bool = False
 
 
@@ -78,11 +89,22 @@ class Predictor:
             self._passes, self._results_device = _place_on_cpu(passes), torch.device("cpu")
             logger.warning("the GPU is out of memory: the CPU takes over")
         self._case: Prepared | None = None
+        self._pet_suv = np.zeros((0, 0, 0), np.float32)
+        self._kept = KeptTiles(settings.keep_gib)
         passes = self._passes
         logger.info(
             "model %s: %d folds, %d mirrored passes, %s on %s",
             *(model.folder, len(networks), len(passes.mirrors), _name(passes.precision), passes.device),
         )
+
+    def warm_up(self) -> None:
+        """Run one batch over an empty patch: a process's first one is slow, and no case need wait for it."""
+        passes, patch = self._passes, self._model.plan.patch_size
+        passes = replace(passes, networks=passes.networks[:1], mirrors=passes.mirrors[: passes.batch])
+        with torch.inference_mode(), contextlib.suppress(torch.OutOfMemoryError):  # left to the first case
+            guidance = self._encode(click_set([[0, 0, 0]], [[0, 0, 0]]), patch).to(passes.device)
+            image = torch.zeros((len(self._model.plan.normalization), *patch), device=passes.device)
+            predict_tile(torch.cat((image, guidance)), passes, lambda _: None)
 
     def set_case(self, case: Case) -> None:
         """Preprocess a case; it stays until the next one. One that is refused leaves the last one in place.
@@ -92,6 +114,8 @@ class Predictor:
         """
         start = time.perf_counter()
         self._case = prepare(case, self._model.plan, self._model.spec.orientation)
+        self._pet_suv = case.pet_suv
+        self._kept.clear()
         logger.info(
             "preprocessed to %s voxels of %s mm in %.1f s",
             *(_sizes(self._case.shape), _sizes(self._model.plan.spacing_mm), time.perf_counter() - start),
@@ -99,7 +123,8 @@ class Predictor:
 
     def reset(self) -> None:
         """Forget the case."""
-        self._case = None
+        self._case, self._pet_suv = None, np.zeros((0, 0, 0), np.float32)
+        self._kept.clear()
 
     def predict(self, clicks: ClickSet) -> npt.NDArray[np.uint8]:
         """Segment the case for these clicks, all that count so far.
@@ -117,10 +142,11 @@ class Predictor:
         margin = self.predict_margin(clicks)
         start = time.perf_counter()
         try:
-            mask = restore(margin, case, self._model.plan)
+            stored = restore(margin, case, self._model.plan)
         except torch.OutOfMemoryError:
-            mask = restore(margin.cpu(), case, self._model.plan)
-        logger.info("mask brought to the input's grid in %.1f s", time.perf_counter() - start)
+            stored = restore(margin.cpu(), case, self._model.plan)
+        mask = postprocess(stored, self._pet_suv, clicks, case.case_grid, self._model.spec.postprocess)
+        logger.info("mask on the input's grid after another %.1f s", time.perf_counter() - start)
         return mask
 
     def predict_margin(self, clicks: ClickSet) -> torch.Tensor:
@@ -152,17 +178,27 @@ class Predictor:
         passes = self._passes
         sums = Accumulator(image.shape[1:], self._model.plan.patch_size, self._results_device)
         n_passes = len(corners) * len(passes.networks) * len(passes.mirrors)
+        n_again = 0
         with torch.inference_mode(), self._progress_bar(n_passes) as bar:
             for corner in corners:
                 where = [slice(i, i + n) for i, n in zip(corner, self._model.plan.patch_size, strict=True)]
-                tile = image[(slice(None), *where)].to(passes.device)
-                sums.add(corner, predict_tile(tile, passes, bar.update))
-            margin = sums.mean()[unpad]
+                tile = image[(slice(None), *where)]
+                # The sum over all tiles is made anew, in the same order, so that the result is that of a
+                # prediction from scratch to the bit.
+                margin = self._kept.find(corner, tile[-len(KINDS) :])
+                if margin is None:
+                    margin = predict_tile(tile.to(passes.device), passes, bar.update)
+                    self._kept.keep(corner, tile[-len(KINDS) :], margin)
+                    n_again += 1
+                else:
+                    bar.update(n_passes // len(corners))
+                sums.add(corner, margin)
+            result = sums.mean()[unpad]
         logger.info(
-            "%d tiles x %d folds x %d mirrors in %.1f s",
-            *(len(corners), len(passes.networks), len(passes.mirrors), time.perf_counter() - start),
+            "%d of %d tiles x %d folds x %d mirrors in %.1f s",
+            *(n_again, len(corners), len(passes.networks), len(passes.mirrors), time.perf_counter() - start),
         )
-        return margin
+        return result
 
     def _encode(self, clicks: ClickSet, shape: tuple[int, int, int]) -> torch.Tensor:
         """Click channels: drawn by CuPy on CUDA, where it is installed, and handed over without a copy."""
@@ -194,6 +230,7 @@ class Predictor:
             "the network's output is not finite in %s: repeated in float32", _name(passes.precision)
         )
         self._passes = replace(passes, precision=torch.float32)
+        self._kept.clear()
 
     def _require_case(self) -> Prepared:
         if self._case is None:

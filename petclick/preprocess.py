@@ -124,10 +124,10 @@ def map_clicks(clicks: ClickSet, prepared: Prepared) -> ClickSet:
     return kept.mapped(prepared.to_network, prepared.shape)
 
 
-def restore(margin: torch.Tensor, prepared: Prepared, plan: Plan) -> npt.NDArray[np.uint8]:
-    """Take the lesion's logit margin from the network's grid back to the case's, and decide.
+def restore(margin: torch.Tensor, prepared: Prepared, plan: Plan) -> npt.NDArray[np.float32]:
+    """Take the lesion's logit margin from the network's grid back to the case's.
 
-    The margin is resampled linearly by nnU-Net's torch function; for two classes its sign is the argmax.
+    It is resampled linearly by nnU-Net's torch function; for two classes its sign is the argmax.
 
     Args:
         margin: float32 (network shape), lesion logit minus background logit.
@@ -135,7 +135,7 @@ def restore(margin: torch.Tensor, prepared: Prepared, plan: Plan) -> npt.NDArray
         plan: the model's.
 
     Returns:
-        uint8 (z, y, x) mask on the case's grid, 1 where the margin is above 0.
+        float32 (z, y, x) margin on the case's grid, `BACKGROUND_MARGIN` where nothing was predicted.
     """
     cropped = resample_torch.resample_torch_fornnunet(
         margin[None],
@@ -150,8 +150,8 @@ def restore(margin: torch.Tensor, prepared: Prepared, plan: Plan) -> npt.NDArray
     transposed = np.full(shape, BACKGROUND_MARGIN, np.float32)
     transposed[tuple(slice(*bounds) for bounds in prepared.crop)] = cropped.cpu().numpy()
     # The margin is what an oblique case needs: a mask would lose its outline in another resampling.
-    stored = to_grid(transposed.transpose(backward), prepared.upright, prepared.case_grid, BACKGROUND_MARGIN)
-    return np.ascontiguousarray(stored > 0).view(np.uint8)
+    upright = transposed.transpose(backward)
+    return np.ascontiguousarray(to_grid(upright, prepared.upright, prepared.case_grid, BACKGROUND_MARGIN))
 
 
 def _scheme(name: str) -> Any:

@@ -4,6 +4,7 @@ Only the margin is kept, lesion logit minus background logit: for two classes it
 weights and sums are float32; where they are half precision, logits near a volume's border are rounded away.
 """
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,36 @@ def predict_tile(tile: torch.Tensor, passes: Passes, on_pass: Callable[[int], ob
                     total += torch.flip(margin, flips)
                 on_pass(len(flips_here))
     return total / (len(passes.networks) * len(passes.mirrors))
+
+
+class KeptTiles:
+    """Margins of a case's tiles, each with a digest of the clicks that it saw, within a bound of host memory.
+
+    A click changes the input of the tiles that its stamp touches, and of no other.
+    """
+
+    def __init__(self, limit_gib: float) -> None:
+        self._limit_bytes = limit_gib * 2**30
+        self._tiles: dict[Corner, tuple[bytes, torch.Tensor]] = {}
+
+    def clear(self) -> None:
+        """Forget all: the images have changed."""
+        self._tiles.clear()
+
+    def find(self, corner: Corner, guidance: torch.Tensor) -> torch.Tensor | None:
+        """The tile's margin, if it was run with this guidance, (2, *patch)."""
+        digest, margin = self._tiles.get(corner, (b"", None))
+        return margin if digest == _digest(guidance) else None
+
+    def keep(self, corner: Corner, guidance: torch.Tensor, margin: torch.Tensor) -> None:
+        """Keep a tile's margin instead of its last one, where the bound allows."""
+        n_tiles = len(self._tiles.keys() | {corner})
+        if n_tiles * margin.nbytes <= self._limit_bytes:
+            self._tiles[corner] = (_digest(guidance), margin.cpu())
+
+
+def _digest(guidance: torch.Tensor) -> bytes:
+    return hashlib.blake2b(guidance.cpu().numpy().tobytes(), digest_size=16).digest()
 
 
 class Accumulator:

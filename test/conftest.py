@@ -113,6 +113,10 @@ def nnunet_checkpoint(plans: dict[str, Any], fold: str, seed: int, prefix: str =
             output_channels=2,
             deep_supervision=True,
         )
+        with torch.no_grad():  # most random networks see lesions nowhere or everywhere; this one varies
+            for head in network.decoder.seg_layers:
+                head.bias.zero_()
+                head.weight -= head.weight.mean(dim=1, keepdim=True)
         weights = dict(network.state_dict())
         for name in [name for name in weights if "decoder.seg_layers" in name]:
             organs = torch.randn(N_ORGANS, *weights[name].shape[1:])
@@ -141,7 +145,7 @@ def nnunet_checkpoint(plans: dict[str, Any], fold: str, seed: int, prefix: str =
 def stored_otherwise(
     case: Case, axes: Sequence[int], flipped: Sequence[int] = ()
 ) -> tuple[Case, npt.NDArray[np.float64]]:
-    """The same patient with array axes exchanged, then turned around; and the map of (z, y, x) indices there."""
+    """The same patient with array axes exchanged, then turned around; and the map of indices (z, y, x)."""
 
     def turn(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return np.ascontiguousarray(np.flip(array.transpose(axes), flipped))
