@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Usage: ./export.sh [TAG]
+# Usage: ./export.sh [--api exec|invoke] [TAG]
 # Writes what is uploaded to the platform into dist/: model.tar.gz, the content of resources/ as it is unpacked at
-# /opt/ml/model, and TAG.tar.gz, the image TAG (default: petclick), built first.
+# /opt/ml/model, and TAG.tar.gz, the image TAG (default: petclick), built first for the API.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/common.sh"
 
-tag=${1:-petclick}
+read_target "$@"
 image=$root/dist/${tag//[\/:]/_}.tar.gz
 model=$root/dist/model.tar.gz
 engine=$(find_engine) || die "a container engine (docker or podman) that answers is needed"
@@ -15,7 +15,7 @@ trap 'rm -f -- "$image.part" "$model.part"' EXIT
 
 tar -czf "$model.part" -C "$root/resources" .
 mv -- "$model.part" "$model"
-"$root/build.sh" "$tag"
+"$root/build.sh" --api "$api" "$tag"
 "$engine" save "$tag" | gzip >"$image.part"
 mv -- "$image.part" "$image"
 ls -l "$image" "$model"

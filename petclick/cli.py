@@ -1,4 +1,4 @@
-"""The command line of `inference.py`: paths and flags in, one mask out.
+"""The command line of `inference.py`: paths and flags in, one mask out, or a server that makes many.
 
 Every flag has an environment twin, so that a container can be configured without arguments.
 """
@@ -11,15 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from petclick.clicks import ClickSet, load_clicks
-from petclick.files import require_writable
-from petclick.images import Case, describe, read_case, to_grid, write_mask
-from petclick.orientation import orient
-from petclick.overlay import draw_overlay
-from petclick.sockets import find_inputs, output_path
+from petclick.job import load_predictor, read_job, write_result
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +36,12 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> ar
     add("--output", type=Path, default=Path("/output"), help="the mask goes below this folder")
     add("--model", type=Path, help="default: /opt/ml/model if it holds a model, else resources/")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--folds", type=_folds, help="all (default), or such as 0,3")
-    add("--mirror-axes", type=_axes, help="none, or such as 0,1,2 (default: those of the model's training)")
+    add("--folds", type=parse_folds, help="all (default), or such as 0,3")
+    add(
+        "--mirror-axes",
+        type=parse_axes,
+        help="none, or such as 0,1,2 (default: those of the model's training)",
+    )
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     add("--step-size", type=float, default=0.5, help="distance of tiles in patches (default: 0.5)")
     add(
@@ -56,6 +52,13 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> ar
     )
     add("--overlay", type=Path, help="also draw PET, mask and clicks into this PNG")
     add(
+        "--serve",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="answer jobs over HTTP, the platform's `invoke` API, instead of running one",
+    )
+    add("--port", type=int, default=4743, help="where --serve listens (default: %(default)s)")
+    add(
         "--quiet", action=argparse.BooleanOptionalAction, default=False, help="no progress bar, only warnings"
     )
     twins = [argument for action in parser._actions for argument in _from_environment(action, environment)]
@@ -63,34 +66,24 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> ar
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Segment one case, as the platform's contract has it."""
+    """Segment one case, or serve, as the platform's contract has it."""
     options = parse(arguments, os.environ)
     logging.getLogger("petclick").setLevel(logging.WARNING if options.quiet else logging.INFO)
-    start = time.perf_counter()
-    inputs = find_inputs(options.input)
-    case = read_case(inputs.ct, inputs.pet)
-    clicks = load_clicks(inputs.clicks, case.grid, options.bad_clicks)
-    target = output_path(options.output, case.name)
-    require_writable(target.parent)
-    _log_input(case, clicks, time.perf_counter() - start)
+    options.model = options.model or default_model()
+    if options.serve:
+        from petclick.server import serve
 
-    # PyTorch takes seconds to import, which bad input need not wait for.
-    from petclick.model import load_model
-    from petclick.predictor import Predictor, Settings
+        serve(options)  # does not come back
+    job = read_job(options)
+    predictor = load_predictor(options)
+    predictor.set_case(job.case)
+    logger.info("ready after %.1f s", time.perf_counter() - job.start)
+    write_result(job, predictor.predict(job.clicks), options.overlay)
 
-    folder = options.model or (MOUNTED_MODEL if (MOUNTED_MODEL / "plans.json").is_file() else SHIPPED_MODEL)
-    settings = Settings(
-        options.device, options.precision, options.mirror_axes, options.step_size, progress=not options.quiet
-    )
-    predictor = Predictor(load_model(folder, options.folds), settings)
-    predictor.set_case(case)
-    logger.info("ready after %.1f s", time.perf_counter() - start)
-    mask = predictor.predict(clicks)
-    write_mask(mask, case.grid, target)
-    logger.info("wrote %s: %.1f ml of lesion", target, np.count_nonzero(mask) * case.grid.voxel_ml)
-    if options.overlay is not None:
-        _draw(case, mask, clicks, options.overlay)
-    logger.info("done in %.1f s", time.perf_counter() - start)
+
+def default_model() -> Path:
+    """The mounted model where there is one, else the shipped one."""
+    return MOUNTED_MODEL if (MOUNTED_MODEL / "plans.json").is_file() else SHIPPED_MODEL
 
 
 def _from_environment(action: argparse.Action, environment: Mapping[str, str]) -> list[str]:
@@ -104,31 +97,14 @@ def _from_environment(action: argparse.Action, environment: Mapping[str, str]) -
     return [f"{flag}={value}"]
 
 
-def _folds(text: str) -> tuple[str, ...] | None:
+def parse_folds(text: str) -> tuple[str, ...] | None:
+    """'all' is None; '0,3' are two folds."""
     return None if text == "all" else tuple(fold.strip() for fold in text.split(","))
 
 
-def _axes(text: str) -> tuple[int, ...]:
+def parse_axes(text: str) -> tuple[int, ...]:
+    """'none' is no axis; '0,2' are two."""
     try:
         return () if text == "none" else tuple(int(axis) for axis in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be none, or such as 0,1,2, got {text!r}") from None
-
-
-def _log_input(case: Case, clicks: ClickSet, seconds: float) -> None:
-    logger.info("case %s: %s", case.name, describe(case.grid))
-    logger.info(
-        "CT %.0f to %.0f HU, PET %.1f to %.1f SUV",
-        *(case.ct_hu.min(), case.ct_hu.max(), case.pet_suv.min(), case.pet_suv.max()),
-    )
-    logger.info("%s; read in %.1f s", clicks.summary(), seconds)
-
-
-def _draw(case: Case, mask: npt.NDArray[np.uint8], clicks: ClickSet, path: Path) -> None:
-    """The overlay shows the patient upright, however the case is stored."""
-    upright = orient(case.grid, "LPS")
-    pet = to_grid(case.pet_suv, case.grid, upright, 0.0)
-    shown = to_grid(mask, case.grid, upright, 0, linear=False)
-    to_upright = np.linalg.inv(upright.index_zyx_to_mm) @ case.grid.index_zyx_to_mm
-    draw_overlay(pet, shown, clicks.mapped(to_upright, upright.shape_zyx), upright, path)
-    logger.info("drew %s", path)

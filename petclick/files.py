@@ -72,7 +72,7 @@ def require_writable(folder: Path) -> None:
     Asked before minutes are spent on a result; makes nothing, so that a run that fails leaves nothing.
     """
     parent = folder
-    while not parent.exists() and parent != parent.parent:
+    while not os.path.lexists(parent) and parent != parent.parent:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(folder, "must be a folder that can be written to", f"{parent}, which cannot")

@@ -153,7 +153,7 @@ def read_image(path: Path, any_format: bool = False) -> tuple[FloatVolume, Grid]
     return array, _grid_of(image)
 
 
-def _check_header(path: Path, kind: str, reader: Any) -> None:
+def _check_header(path: Path, kind: str | None, reader: Any) -> None:
     size = reader.GetSize()
     pixel = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
     if reader.GetNumberOfComponents() != 1 or "complex" in pixel:

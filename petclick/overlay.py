@@ -181,7 +181,7 @@ def _draw_view(
         extent=(0, columns * step_across, 0, rows * step_up),
         interpolation="bicubic",
     )
-    edges_mm = _edges(np.any(mask > 0, axis=axis)) * (step_across, step_up)
+    edges_mm = pixel_edges(np.any(mask > 0, axis=axis)) * (step_across, step_up)
     outline = LineCollection(
         list(edges_mm),
         colors=LESION_COLOUR,
@@ -210,7 +210,7 @@ def _draw_view(
         spine.set_edgecolor(_FRAME)
 
 
-def _edges(flat: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def pixel_edges(flat: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Pixel faces between inside and outside of a (row, column) mask: (N, 2, 2), two (x, y) corners each.
 
     Unlike an interpolated contour they never leave a click outside that lies in a voxel of the mask.

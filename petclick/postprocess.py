@@ -27,6 +27,8 @@ GROWING = 0.41
 """Share of the local SUVmax down to which a lesion that the network missed is grown from its click."""
 MOST_SHIFT = 6.0
 """Farthest that clicks can move the margin's threshold, in logits."""
+SPLIT_MM = 20.0
+"""A background click takes no voxel farther away than this from a component that a tumour click is in."""
 NEAR_MM = 15.0
 """A tumour click this close to a prediction belongs to it, and only extends it."""
 
@@ -77,7 +79,7 @@ def postprocess(
     if spec.drop_background:
         mask = drop_background_components(mask, clicks)
     if spec.split:
-        mask = split_at_clicks(mask, margin, clicks)
+        mask = split_at_clicks(mask, margin, clicks, grid)
     if spec.grow:
         mask = grow_at_clicks(mask, margin, pet_suv, clicks, grid, spec.grow_most_ml)
     if spec.min_volume_ml > 0:
@@ -90,8 +92,8 @@ def postprocess(
 def fit_threshold(margin: Image, clicks: ClickSet, prior: float) -> np.float32:
     """The margin's threshold that the clicks make likeliest, near 0 unless they say otherwise.
 
-    Each click is an observation of its voxel: the sum of the logistic losses at threshold t, plus prior * t**2,
-    is smallest at the result, which lies within `MOST_SHIFT`. Without clicks it is 0.
+    Each click is an observation of its voxel: the sum of the logistic losses at threshold t, plus the prior
+    times t**2, is smallest at the result, which lies within `MOST_SHIFT`. Without clicks it is 0.
     """
 
     def loss(threshold: float) -> float:
@@ -115,11 +117,12 @@ def drop_background_components(mask: Mask, clicks: ClickSet) -> Mask:
     return mask & ~_is_among(labels, refused)
 
 
-def split_at_clicks(mask: Mask, margin: Image, clicks: ClickSet) -> Mask:
+def split_at_clicks(mask: Mask, margin: Image, clicks: ClickSet, grid: Grid) -> Mask:
     """Divide components with clicks of both kinds by a watershed on the margin, and keep the tumour's part.
 
-    Flooding starts at the clicks and takes voxels from the surest lesion down, so that a background click at
-    a rim costs the rim, and one in an attached hot organ costs the organ.
+    Flooding starts at the clicks and takes voxels from the surest lesion down: a background click at a rim
+    costs the rim. It never reaches farther than `SPLIT_MM`, so that one click cannot take a large lesion; an
+    attached organ that is larger needs several.
     """
     # scikit-image takes a while to import, and most runs have nothing to split.
     from skimage.segmentation import watershed
@@ -138,7 +141,8 @@ def split_at_clicks(mask: Mask, margin: Image, clicks: ClickSet) -> Mask:
             inside = ((local >= 0) & (local < component.shape)).all(axis=1)
             markers[tuple(local[inside].T)] = value
         owner = watershed(-margin[box], np.where(component, markers, 0), NEIGHBOURS, mask=component)
-        result[box][owner == 2] = False
+        away_mm = ndimage.distance_transform_edt(markers != 2, sampling=grid.spacing_zyx_mm)
+        result[box][(owner == 2) & (away_mm <= SPLIT_MM)] = False
     return result
 
 

@@ -217,6 +217,7 @@ class Predictor:
             self._passes, step = replace(passes, batch=1), "mirrored passes run one by one"
         elif passes.device.type == "cuda":
             self._passes, step = _place_on_cpu(passes), "the CPU takes over"
+            self._kept.clear()  # tiles of two devices do not add up to what either gives
         else:
             raise PetclickError("out of memory on the CPU, too")
         logger.warning("the GPU is out of memory: %s", step)

@@ -25,19 +25,30 @@ def run(main: Callable[[], None]) -> NoReturn:
         logging.getLogger(name).setLevel(logging.INFO)
     try:
         main()
-    except PetclickError as error:
-        _end(f"error: {error}", error.exit_code)
-    except KeyboardInterrupt:
-        _end("error: interrupted", INTERRUPTED)
+    except SystemExit:
+        raise
     except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
-        traceback.print_exc()
-        _end(f"internal error: {type(error).__name__}: {' '.join(str(error).split())}", 1)
+        report(error)
+        sys.exit(_exit_code(error))
     sys.exit(0)
 
 
-def _end(message: str, code: int) -> NoReturn:
+def report(error: BaseException) -> str:
+    """Tell on stderr what went wrong, a failure of our own with its traceback; returns the last line."""
+    if isinstance(error, PetclickError):
+        line = f"error: {error}"
+    elif isinstance(error, KeyboardInterrupt):
+        line = "error: interrupted"
+    else:
+        traceback.print_exception(error)
+        line = f"internal error: {type(error).__name__}: {' '.join(str(error).split())}"
+    line = line.encode(errors="backslashreplace").decode()  # a file's name may hold bytes that are not UTF-8
     sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(code)
+    print(line, file=sys.stderr, flush=True)
+    return line
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, PetclickError):
+        return error.exit_code
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1

@@ -32,7 +32,7 @@ def from_mapping(kind: type[T], content: object, where: object, prefix: str = ""
         raise InputError(where, f"keys of {level} must be among {', '.join(known)}", ", ".join(unknown))
     default = kind()
     values = {
-        name: _value(value, getattr(default, name), where, f"{prefix}{name}") for name, value in content.items()
+        name: _value(value, getattr(default, name), where, prefix + name) for name, value in content.items()
     }
     try:
         return kind(**values)

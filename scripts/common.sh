@@ -63,6 +63,17 @@ setup_venv() {
   for stamp in run "${1:-run}"; do printf '%s\n' "$wanted" >"$venv/ready-$stamp"; done
 }
 
+# read_target [--api exec|invoke] [TAG]: sets api and tag.
+read_target() {
+  api="exec"
+  if [[ ${1:-} == --api ]]; then
+    api=${2:-}
+    shift $(($# > 1 ? 2 : 1))
+  fi
+  tag=${1:-petclick}
+  [[ $api =~ ^(exec|invoke)$ && $# -lt 2 && $tag != -* ]] || die "usage: ${0##*/} [--api exec|invoke] [TAG]"
+}
+
 # The container engine whose daemon answers; fails, printing nothing, when there is none.
 find_engine() {
   local engine

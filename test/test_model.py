@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import pydoc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -282,6 +283,18 @@ def test_a_plans_network_is_one_of_the_library(make_model: MakeModel, name: str)
     with pytest.raises(
         InputError, match=rf"must be modules of dynamic_network_architectures\.\*, got '{name}'"
     ):
+        load_model(folder)
+
+
+def test_a_part_that_cannot_be_imported_is_refused(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locate(name: str) -> None:
+        raise pydoc.ErrorDuringImport(name, (ImportError, ImportError("no timm"), None))
+
+    folder = make_model()
+    monkeypatch.setattr(pydoc, "locate", locate)
+    with pytest.raises(InputError, match="must be modules of dynamic_network_architectures"):
         load_model(folder)
 
 

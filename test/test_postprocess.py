@@ -10,6 +10,7 @@ from petclick.clicks import ClickSet, click_set
 from petclick.grid import Grid
 from petclick.postprocess import (
     NEAR_MM,
+    SPLIT_MM,
     PostprocessSpec,
     drop_background_components,
     drop_cold,
@@ -25,7 +26,9 @@ GRID = Grid((20, 14, 9), (2.0, 2.5, 4.0), (5.0, -3.0, 11.0), (-1, 0, 0, 0, 1, 0,
 EVERYTHING = PostprocessSpec(0.3, 1.0, True, True, True, 20.0, 0.1, 0.2)
 
 
-def volume(*boxes: tuple[tuple[int, int, int], tuple[int, int, int], float], outside: float = -3.0) -> np.ndarray:
+def volume(
+    *boxes: tuple[tuple[int, int, int], tuple[int, int, int], float], outside: float = -3.0
+) -> np.ndarray:
     """A margin with boxes (lower, upper, value), later ones on top."""
     array = np.full(SHAPE, outside, np.float32)
     for lower, upper, value in boxes:
@@ -53,7 +56,10 @@ def test_threshold_follows_the_clicks_and_the_prior() -> None:
     for clicks, sign in ((lowered, -1), (raised, 1)):
         t = float(fit_threshold(margin, clicks, 0.3))
         assert np.sign(t) == sign
-        tumor, background = margin[tuple(clicks.of_kind("tumor").T)], margin[tuple(clicks.of_kind("background").T)]
+        tumor, background = (
+            margin[tuple(clicks.of_kind("tumor").T)],
+            margin[tuple(clicks.of_kind("background").T)],
+        )
         slope = (1 / (1 + np.exp(tumor - t))).sum() - (1 / (1 + np.exp(t - background))).sum()
         assert slope + 2 * 0.3 * t == pytest.approx(0, abs=1e-3)
     assert abs(fit_threshold(margin, raised, 30.0)) < 0.05
@@ -71,17 +77,27 @@ def test_split_gives_an_attached_organ_to_its_background_click() -> None:
     # A lesion and a hot organ, joined by a bridge of low margin.
     margin = volume(((2, 3, 2), (6, 9, 7), 4.0), ((2, 3, 12), (6, 9, 18), 5.0), ((3, 5, 7), (4, 6, 12), 0.5))
     clicks = click_set([(4, 6, 4)], [(4, 6, 15)])
-    mask = split_at_clicks(margin > 0, margin, clicks)
+    mask = split_at_clicks(margin > 0, margin, clicks, GRID)
     np.testing.assert_array_equal(mask[margin == 4], True)
     np.testing.assert_array_equal(mask[margin == 5], False)
     assert not mask[margin < 0].any()
     alone = click_set([(4, 6, 4)], [])
-    np.testing.assert_array_equal(split_at_clicks(margin > 0, margin, alone), margin > 0)
+    np.testing.assert_array_equal(split_at_clicks(margin > 0, margin, alone, GRID), margin > 0)
+
+
+def test_a_background_click_cannot_take_a_large_lesion() -> None:
+    margin = volume(((0, 0, 0), (9, 14, 20), 2.0))
+    margin[4, 7, 5:] = 6.0  # the flood from the background click runs along this ridge first
+    mask = split_at_clicks(margin > 0, margin, click_set([(0, 0, 0)], [(4, 7, 19)]), GRID)
+    taken = np.argwhere(~mask)
+    away_mm = np.linalg.norm((taken - (4, 7, 19)) * GRID.spacing_zyx_mm, axis=1)
+    assert not mask[4, 7, 19]
+    assert 15 < away_mm.max() <= SPLIT_MM
 
 
 def test_split_leaves_other_components_alone() -> None:
     clicks = click_set([(2, 2, 2)], [(3, 4, 5)])
-    mask = split_at_clicks(TWO > 0, TWO, clicks)
+    mask = split_at_clicks(TWO > 0, TWO, clicks, GRID)
     np.testing.assert_array_equal(mask[TWO == 3], True)
     assert mask[2, 2, 2]
     assert not mask[3, 4, 5]

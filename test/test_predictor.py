@@ -242,6 +242,44 @@ def test_the_models_own_mirror_axes_are_the_default(
     assert max(click_network.batches) == predictor.CPU_BATCH
 
 
+@pytest.mark.parametrize(("keep_gib", "runs_again"), [(4.0, 2), (0.0, 8), (3 * 16 * 24 * 20 * 4 / 2**30, 6)])
+def test_tiles_that_no_new_click_touches_are_kept(
+    make_model: MakeModel, make_case: MakeCase, click_network: ClickNetwork, keep_gib: float, runs_again: int
+) -> None:
+    """Eight tiles: all, none or the first three are kept; the new click is in two, one of these."""
+    case = make_case((20, 30, 26))
+    folder = make_model(spacing_mm=case.grid.spacing_zyx_mm)
+    session = ready(folder, case, replace(CPU, keep_gib=keep_gib))
+    session.predict(click_set([[8, 12, 10]], []))
+    assert len(click_network.batches) == 8
+    click_network.batches.clear()
+    more = click_set([[8, 12, 10], [8, 1, 1]], [])
+    mask = session.predict(more)
+    assert len(click_network.batches) == runs_again
+    np.testing.assert_array_equal(mask, ready(folder, case).predict(more))
+
+
+def test_kept_tiles_are_those_of_a_prediction_from_scratch(
+    make_model: MakeModel, make_case: MakeCase
+) -> None:
+    folder, case, other = make_model(), make_case(), make_case(seed=8)
+    few, more = click_set([[8, 12, 10]], []), click_set([[8, 12, 10], [18, 2, 2]], [[3, 28, 20]])
+    session = ready(folder, case)
+    for clicks in (few, more, few):
+        scratch = ready(folder, case).predict_margin(clicks)
+        assert torch.equal(session.predict_margin(clicks), scratch)
+    session.set_case(other)
+    assert torch.equal(session.predict_margin(few), ready(folder, other).predict_margin(few))
+
+
+def test_a_warm_up_changes_no_result(make_model: MakeModel, make_case: MakeCase, clicks: ClickSet) -> None:
+    folder, case = make_model(folds=("0", "1")), make_case((16, 24, 20))
+    session = Predictor(load_model(folder), CPU)
+    session.warm_up()
+    session.set_case(case)
+    assert torch.equal(session.predict_margin(clicks), ready(folder, case).predict_margin(clicks))
+
+
 def test_bf16_is_close_to_fp32(make_model: MakeModel, make_case: MakeCase, clicks: ClickSet) -> None:
     folder, case = make_model(), make_case((16, 24, 20))
     exact = ready(folder, case).predict_margin(clicks)

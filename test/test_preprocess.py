@@ -54,7 +54,7 @@ def as_case(ct_hu: npt.NDArray[np.float64], pet_suv: npt.NDArray[np.float64], gr
 
 @st.composite
 def stored_grids(draw: st.DrawFn) -> Grid:
-    size = draw(st.lists(st.integers(9, 16), min_size=3, max_size=3))
+    size = draw(st.lists(st.integers(12, 17), min_size=3, max_size=3))
     spacing = draw(st.lists(st.floats(1, 4), min_size=3, max_size=3))
     direction = draw(st.sampled_from(SIGNED_PERMUTATIONS))
     return Grid(tuple(size), tuple(spacing), (-40.0, 12.5, 77.0), tuple(direction.ravel()))
@@ -63,7 +63,7 @@ def stored_grids(draw: st.DrawFn) -> Grid:
 @settings(deadline=None, max_examples=60)
 @given(
     grid=stored_grids(),
-    margins=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=3, max_size=3),
+    margins=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=3, max_size=3),
     transpose=st.permutations(range(3)),
     spacing_mm=st.lists(st.floats(1.2, 3.5), min_size=3, max_size=3),
     orientation=st.sampled_from([None, "LPS", "RAS", "SRP"]),

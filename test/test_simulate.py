@@ -37,9 +37,10 @@ def ball(centre: tuple[float, float, float], radius: float) -> Mask:
 
 @pytest.fixture
 def lesion() -> Mask:
-    """Three lesions: inside, at the volume's corner, and one single voxel."""
-    mask = ball((7, 8, 10), 4.4) | ball((17, 24, 30), 5.2)
-    mask[2, 20, 3] = True
+    """Three lesions: a box, a ball at the volume's corner, and two voxels that share a corner only."""
+    mask = ball((17, 24, 30), 5.2)
+    mask[4:9, 5:12, 8:12] = True
+    mask[2, 20, 3] = mask[3, 21, 4] = True
     return mask
 
 
@@ -153,7 +154,7 @@ def test_a_lesion_without_a_voxel_left_leaves_its_clicks_to_the_others(
     tumor = scheme(lesion, pet, 12, 0, np.random.default_rng(0)).of_kind("tumor")
     assert len(tumor) == 12
     shares = sorted(int(at(part, tumor).sum()) for part in components(lesion))
-    assert shares == [1, 5, 6]
+    assert shares == [2, 5, 5]
 
 
 @schemes
@@ -169,7 +170,7 @@ def test_official_places_without_jitter_are_the_oracles(
     monkeypatch.setattr(module, "JITTER_VOX", 0)
     hot = ~lesion & (pet >= np.percentile(pet[~lesion], OFFICIAL_PERCENTILE))
     n_tumor, n_background = len(components(lesion)) + 2, len(components(hot))
-    assert (n_tumor, n_background) == (5, 12)
+    assert (n_tumor, n_background) == (5, 13)
     for seed in range(5):
         clicks = simulate_official(lesion, pet, n_tumor, n_background, np.random.default_rng(seed))
         tumor, background = clicks.of_kind("tumor"), clicks.of_kind("background")

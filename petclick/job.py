@@ -1,0 +1,100 @@
+"""One job of the platform, from the input folder to the mask: what the command line and the server share."""
+
+import hashlib
+import logging
+import time
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from petclick.clicks import ClickSet, load_clicks
+from petclick.files import require_writable
+from petclick.images import Case, describe, read_case, write_mask
+from petclick.overlay import draw_overlay
+from petclick.sockets import find_inputs, output_path
+from petclick.upright import Upright
+
+if TYPE_CHECKING:
+    from petclick.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job has read; `target` is the mask's path, `start` the job's begin by `time.perf_counter`."""
+
+    case: Case
+    clicks: ClickSet
+    target: Path
+    start: float
+
+
+def read_job(options: Namespace) -> Job:
+    """Read a case and its clicks, and check that the mask can be written.
+
+    Args:
+        options: those of `petclick.cli.parse`.
+
+    Raises:
+        InputError: an input is refused, or the output folder cannot be written to.
+    """
+    start = time.perf_counter()
+    inputs = find_inputs(options.input)
+    case = read_case(inputs.ct, inputs.pet)
+    clicks = load_clicks(inputs.clicks, case.grid, options.bad_clicks)
+    target = output_path(options.output, case.name)
+    require_writable(target.parent)
+    seconds = time.perf_counter() - start
+    logger.info("case %s: %s", case.name, describe(case.grid))
+    logger.info(
+        "CT %.0f to %.0f HU, PET %.1f to %.1f SUV",
+        *(case.ct_hu.min(), case.ct_hu.max(), case.pet_suv.min(), case.pet_suv.max()),
+    )
+    logger.info("%s; read in %.1f s", clicks.summary(), seconds)
+    return Job(case, clicks, target, start)
+
+
+def load_predictor(options: Namespace) -> "Predictor":
+    """Load the folds of the model folder `options.model`.
+
+    Raises:
+        InputError: a file of the model is missing or wrong, or an option fits neither model nor machine.
+    """
+    # PyTorch takes seconds to import, which bad input need not wait for.
+    from petclick.model import load_model
+    from petclick.predictor import Predictor, Settings
+
+    settings = Settings(
+        options.device, options.precision, options.mirror_axes, options.step_size, progress=not options.quiet
+    )
+    return Predictor(load_model(options.model, options.folds), settings)
+
+
+def write_result(job: Job, mask: npt.NDArray[np.uint8], overlay: Path | None) -> None:
+    """Write the mask, uint8 (z, y, x) on the case's grid, and perhaps a picture of it.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    write_mask(mask, job.case.grid, job.target)
+    volume_ml = np.count_nonzero(mask) * job.case.grid.voxel_ml
+    logger.info("wrote %s: %.1f ml of lesion", job.target, volume_ml)
+    if overlay is not None:  # shows the patient upright, however the case is stored
+        upright = Upright(job.case.grid)
+        pet, shown = upright.image(job.case.pet_suv), upright.mask(mask)
+        draw_overlay(pet, shown, upright.clicks(job.clicks), upright.grid, overlay)
+        logger.info("drew %s", overlay)
+    logger.info("done in %.1f s", time.perf_counter() - job.start)
+
+
+def digest(case: Case) -> bytes:
+    """Stands for the content of a case: equal for equal voxels on equal grids, whatever the files' names."""
+    content = hashlib.sha256(repr(case.grid).encode())
+    for array in (case.ct_hu, case.pet_suv):
+        content.update(np.ascontiguousarray(array).data)
+    return content.digest()
