@@ -1,0 +1,1 @@
+"""What produced `resources/`: data set converters, preprocessing, the trainer, validation and export."""
