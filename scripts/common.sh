@@ -6,6 +6,9 @@ venv=$root/.venv
 # shellcheck disable=SC2034  # used by the scripts that source this one
 python=$venv/bin/python
 
+# Keep freed memory instead of faulting it in again for every layer, which costs a CPU a sixth of its time.
+export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456
+
 die() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
   exit 1

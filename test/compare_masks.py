@@ -1,7 +1,8 @@
 """Compare the masks of two folders: `python test/compare_masks.py EXPECTED WRITTEN`.
 
-Every .mha file below EXPECTED must lie at the same place below WRITTEN, and no other, as uint8 of the values 0 and 1
-on the same grid, with a Dice of at least 0.99. Prints each Dice; exits with 1 and the reasons where something differs.
+Every .mha file below EXPECTED must lie at the same place below WRITTEN, and no other, as uint8 of the values
+0 and 1 on the same grid, with a Dice of at least 0.99. Prints each Dice; exits with 1 and the reasons where
+something differs.
 """
 
 import sys

@@ -159,7 +159,7 @@ def test_validation_scores_each_case_by_its_own_fold(
     first = scores.read_text()
     validate.main([*arguments, "--folds", "0,1"])
     assert scores.read_text().startswith(first)
-    rows = list(csv.DictReader(scores.open()))
+    rows = list(csv.DictReader(scores.read_text().splitlines()))
     assert {(row["case"], row["fold"]) for row in rows} == set(zip(PATIENTS, "0011", strict=True))
     assert {row["step"] for row in rows} == {"0", "2"}
     assert "| network | 2 | 4 |" in capsys.readouterr().out
