@@ -11,13 +11,13 @@ import torch
 
 from petclick.clicks import load_clicks
 from petclick.errors import InputError
+from petclick.evaluation.protocol import CLICK_SEED, challenge_clicks
 from petclick.grid import Grid
 from petclick.guidance import GuidanceSpec, encode, load_spec
 from petclick.images import read_case, read_image, write_image
 from petclick.model import load_model, load_network, read_checkpoint
 from petclick.orientation import orient
 from petclick.phantom import make_phantom
-from petclick.protocol import CLICK_SEED, challenge_clicks
 from petclick.simulate import SimulationSettings, simulate_official
 from training import convert, export, preprocess, settings, train, validate
 
@@ -274,3 +274,16 @@ def test_official_clicks_are_shared_by_training_and_validation() -> None:
     clicks = challenge_clicks(lesion.astype(np.uint8), phantom.pet_suv)
     expected = simulate_official(lesion, phantom.pet_suv, 10, 10, np.random.default_rng(CLICK_SEED))
     np.testing.assert_array_equal(clicks.index_zyx, expected.index_zyx)
+
+
+def test_nnunets_door_leads_to_the_trainer() -> None:
+    """What `nnUNetv2_train -tr ClickTrainer` does with a folder of nnUNet_extTrainer."""
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    from training.trainer import ClickTrainer
+
+    door = str(Path(train.__file__).parent / "nnunet_ext")
+    found = recursive_find_python_class(
+        door, "ClickTrainer", None, base_folder=door, cleanup_imports_from_base_folder=True
+    )
+    assert found is ClickTrainer

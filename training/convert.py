@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from petclick.clicks import ClickSet, save_clicks
 from petclick.errors import InputError
+from petclick.evaluation.protocol import MOST_CLICKS, challenge_clicks
 from petclick.images import AIR_HU, Case, read_case, read_image, to_grid, write_image, write_mask
 from petclick.orientation import orient
 from petclick.phantom import make_phantom
 from petclick.program import run
-from petclick.protocol import MOST_CLICKS, challenge_clicks
 from training.preprocess import STARTER_SPLITS, nnunet_folder
 from training.settings import load_settings
 

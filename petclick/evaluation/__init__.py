@@ -1,0 +1,1 @@
+"""The challenge's evaluation as a tool: cases, protocols, scores, comparison, report."""
