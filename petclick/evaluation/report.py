@@ -73,7 +73,10 @@ def write_report(results: Sequence[Result], views: Path, path: Path, title: str)
     order = _worst_first(table)
     fold_of = {each.case: each.fold for each in results}
     environment = Environment(
-        loader=PackageLoader("petclick.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("petclick.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     page = environment.get_template("report.html").render(
         title=title,
