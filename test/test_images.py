@@ -6,6 +6,7 @@ import os
 import resource
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import permutations, product
 from pathlib import Path
 
@@ -431,13 +432,18 @@ def test_resampling_takes_views() -> None:
 # Writing
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """No file can grow beyond 300 bytes, so that writing fails midway as it does on a full disk."""
+    """No file can grow beyond 300 bytes, so that writing fails midway as it does on a full disk.
+
+    No fixture: pytest's own output may go to a file, before fixtures end.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("grid", [GRID, TILTED])
@@ -467,9 +473,9 @@ def assert_not_written(path: Path, reason: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
-    assert_not_written(tmp_path / "a.mha", "")
+    with small_disk():
+        assert_not_written(tmp_path / "a.mha", "")
     assert list(tmp_path.iterdir()) == []
 
 
