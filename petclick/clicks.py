@@ -26,6 +26,9 @@ PLATFORM_TYPE = "Multiple points"
 BadClicks = Literal["error", "warn"]
 """What to do about clicks outside the volume: refuse the file, or leave them out with a warning each."""
 
+MOST_WARNINGS = 200
+"""Lines about clicks that were left out; the platform keeps 500 lines in all."""
+
 _Entry = tuple[str, int, list[float]]
 """One click of a file: its place in the file, its kind, its (x, y, z) index."""
 
@@ -75,7 +78,8 @@ def load_clicks(path: Path | None, grid: Grid, bad_clicks: BadClicks = "error") 
         path: the file; None or a missing file means no clicks, as does an empty list.
         grid: the grid that the indices refer to.
         bad_clicks: 'error' refuses a file with clicks outside the volume, 'warn' leaves those clicks out with
-            one warning each. Anything else that is wrong with a file is refused in either case.
+            one warning each, up to `MOST_WARNINGS`. Anything else that is wrong with a file is refused in
+            either case.
 
     Returns:
         The clicks, in the order of the file.
@@ -96,8 +100,10 @@ def load_clicks(path: Path | None, grid: Grid, bad_clicks: BadClicks = "error") 
         bad += outside
     if bad:
         raise InputError(path, f"{len(bad)} bad {'entry' if len(bad) == 1 else 'entries'}: {listing(bad)}")
-    for text in outside:
+    for text in outside[:MOST_WARNINGS]:
         logger.warning("%s: %s: left out", path, text)
+    if len(outside) > MOST_WARNINGS:
+        logger.warning("%s: and %d more, left out likewise", path, len(outside) - MOST_WARNINGS)
     kind = np.array([entry[1] for entry in entries], dtype=np.int64)
     return ClickSet(to_voxels(index_xyz[inside][:, ::-1], grid.shape_zyx), kind[inside])
 

@@ -1,5 +1,11 @@
 """What can go wrong, and the exit code that goes with it. Mapped to the process in `petclick.cli` only."""
 
+import errno
+import re
+
+OUT_OF_MEMORY = re.compile("alloc.* memory|bad.?alloc|failed to (allocate|map)|out of memory", re.IGNORECASE)
+"""What libraries say that have no error of their own for it."""
+
 
 class PetclickError(Exception):
     """Anything this package raises on purpose; the text is one line, made for people."""
@@ -21,3 +27,16 @@ class InputError(PetclickError):
         if got is not None:
             text += f", got {got}"
         super().__init__(" ".join(text.split()))  # one line: the platform shows only stderr's last
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is Python's MemoryError, or what a library raises where it gets no memory."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, (ImportError, RuntimeError)) and bool(OUT_OF_MEMORY.search(str(error)))
+
+
+def raise_if_out_of_memory(error: BaseException) -> None:
+    """Raise MemoryError where that is what a library's error means, lest a file be blamed for it."""
+    if is_out_of_memory(error):
+        raise MemoryError(" ".join(str(error).split())) from error

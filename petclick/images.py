@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from petclick.errors import InputError
-from petclick.files import is_whole_nifti, is_whole_tiff, meta_dimension, require_file
+from petclick.errors import InputError, raise_if_out_of_memory
+from petclick.files import DamagedError, require_file
 from petclick.grid import Grid
+from petclick.headers import Body, check_body, check_header, check_promise, check_voxels
 from petclick.orientation import ScalarT, turned_view
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,8 @@ IMAGE_READERS = {
 }
 """Extension -> ITK's reader: a file is read as what it is called, never as what it could be taken for."""
 
-MAX_VOXELS = 1_000_000_000
-"""A header that promises more is refused before memory is taken; a whole body has 50 to 100 million."""
+PARTIAL = re.compile(r"\.partial-\d+\.mha")
+"""Name of a mask that is being written; of a run that was killed it may stay."""
 
 AIR_HU = -1024.0
 """CT value where PET reaches beyond CT."""
@@ -126,7 +127,8 @@ def read_image(path: Path, any_format: bool = False) -> tuple[FloatVolume, Grid]
 
     Raises:
         InputError: not a regular file of a known extension, unreadable, cut off, not 3-D, more than one
-            component per voxel, more than `MAX_VOXELS` voxels, or voxels that are not finite in float32.
+            component per voxel, more voxels than it can hold, an impossible geometry, or voxels that are not
+            finite in float32.
     """
     require_file(path)
     name = path.name.lower()
@@ -136,50 +138,42 @@ def read_image(path: Path, any_format: bool = False) -> tuple[FloatVolume, Grid]
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO(kind or "")
-    reader.SetOutputPixelType(sitk.sitkFloat32)
     try:
-        if kind == "MetaImageIO":
-            _check_dimension(path, meta_dimension(path))
+        body = None if kind is None else check_header(path, kind)
         with _quiet():
             reader.ReadImageInformation()
-            _check_header(path, kind, reader)
+            grid, bits = _check_information(path, kind, reader, body)
+            if body is not None:
+                check_body(path, body, math.prod(grid.size_xyz) * bits // 8)
             image = reader.Execute()
-    except (OSError, RuntimeError) as error:
+        array = sitk.GetArrayFromImage(image)
+        if body is not None:
+            check_voxels(body, array)
+    except (DamagedError, OSError, RuntimeError) as error:
+        raise_if_out_of_memory(error)
         raise InputError(path, f"cannot be read, truncated or damaged ({_reason(error)})") from error
-    array: FloatVolume = sitk.GetArrayFromImage(image)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32, copy=False)
     n_bad = array.size - np.count_nonzero(np.isfinite(array))
     if n_bad:
         raise InputError(path, "must have finite voxels (float32)", f"{n_bad} that are NaN or infinite")
     return array, _grid_of(image)
 
 
-def _check_header(path: Path, kind: str | None, reader: Any) -> None:
-    size = reader.GetSize()
+def _check_information(path: Path, kind: str | None, reader: Any, body: Body | None) -> tuple[Grid, int]:
+    """Check what ITK makes of a header: one number per voxel, 3-D, and not too much; its grid, and bits."""
     pixel = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
     if reader.GetNumberOfComponents() != 1 or "complex" in pixel:
         raise InputError(path, "must have one real number per voxel", pixel)
     # ITK drops a NIfTI's trailing axes of length 1
-    _check_dimension(
-        path, int(reader.GetMetaData("dim[0]")) if kind == "NiftiImageIO" else reader.GetDimension()
-    )
-    n_voxels = math.prod(size)
-    if not 0 < n_voxels <= MAX_VOXELS:
-        raise InputError(path, f"must have 1 to {MAX_VOXELS} voxels", " x ".join(map(str, size)))
-    if not np.isfinite([*reader.GetSpacing(), *reader.GetOrigin(), *reader.GetDirection()]).all():
-        raise InputError(path, "must have a finite spacing, origin and direction")
-    whole = True
-    if kind == "NiftiImageIO":
-        voxel_bytes = n_voxels * int(reader.GetMetaData("bitpix")) // 8
-        whole = is_whole_nifti(path, voxel_bytes, int(float(reader.GetMetaData("vox_offset"))))
-    elif kind == "TIFFImageIO":
-        whole = is_whole_tiff(path)
-    if not whole:
-        raise InputError(path, "cannot be read, truncated or damaged (it ends before its last voxel)")
-
-
-def _check_dimension(path: Path, dimension: int | None) -> None:
-    if dimension not in (3, None):
+    dimension = int(reader.GetMetaData("dim[0]")) if kind == "NiftiImageIO" else reader.GetDimension()
+    if dimension != 3:
         raise InputError(path, "must be 3-D", f"{dimension}-D")
+    # of a NIfTI with a scale, ITK tells the type after scaling
+    bits = body.bits if body and body.bits else int(pixel.split("-bit")[0])
+    grid = _grid_of(reader)
+    check_promise(path, grid, bits)
+    return grid, bits
 
 
 def resample(
@@ -234,7 +228,7 @@ def write_mask(mask: npt.NDArray[np.uint8], grid: Grid, path: Path) -> None:
     """
     if mask.dtype != np.uint8 or mask.shape != grid.shape_zyx or path.suffix != ".mha":
         raise ValueError(f"uint8 {grid.shape_zyx} to .mha, not {mask.dtype} {mask.shape} to {path.name}")
-    partial = path.with_name(f".{os.getpid()}.mha")
+    partial = path.with_name(f".partial-{os.getpid()}.mha")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -249,6 +243,7 @@ def write_mask(mask: npt.NDArray[np.uint8], grid: Grid, path: Path) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
+        raise_if_out_of_memory(error)
         raise InputError(path, f"cannot be written ({_reason(error)})") from error
 
 
@@ -272,11 +267,11 @@ def _image_of(array: npt.NDArray[Any], grid: Grid) -> sitk.Image:
     return image
 
 
-def _grid_of(image: sitk.Image) -> Grid:
+def _grid_of(image: Any) -> Grid:  # an image, or a reader of one
     return Grid(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
 
-def _reason(error: OSError | RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """What the system or ITK says, in one short line: no source file, object address or stale errno."""
     if isinstance(error, OSError):
         return error.strerror or str(error)

@@ -15,7 +15,7 @@ from petclick.clicks import ClickSet, load_clicks
 from petclick.files import require_writable
 from petclick.images import Case, describe, read_case, write_mask
 from petclick.overlay import draw_overlay
-from petclick.sockets import find_inputs, output_path
+from petclick.sockets import find_inputs, make_room, output_path
 from petclick.upright import Upright
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def write_result(job: Job, mask: npt.NDArray[np.uint8], overlay: Path | None) ->
     Raises:
         InputError: a file cannot be written.
     """
+    make_room(job.target)
     write_mask(mask, job.case.grid, job.target)
     volume_ml = np.count_nonzero(mask) * job.case.grid.voxel_ml
     logger.info("wrote %s: %.1f ml of lesion", job.target, volume_ml)

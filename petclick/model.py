@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from petclick.clicks import KINDS
-from petclick.errors import InputError
+from petclick.errors import InputError, raise_if_out_of_memory
 from petclick.files import read_json
 from petclick.guidance import FILE_NAME, GuidanceSpec, load_spec
 
@@ -122,6 +122,7 @@ def load_network(model: Model, checkpoint: Path) -> nn.Module:
             deep_supervision=False,
         )
     except Exception as error:  # whatever the class makes of arguments that are not its own
+        raise_if_out_of_memory(error)
         where = model.folder / "plans.json"
         raise InputError(where, f"must describe a network ({_first_lines(error)})") from None
     weights = {
@@ -152,6 +153,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         rule = "must hold weights only, nothing that runs code"
         raise InputError(path, rule, reason.group() if reason else _first_lines(error)) from None
     except Exception as error:  # a damaged pickle fails in any of many ways
+        raise_if_out_of_memory(error)
         raise InputError(path, f"must be a readable PyTorch checkpoint ({_first_lines(error)})") from None
     weights = content.get("network_weights") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):

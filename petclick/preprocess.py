@@ -4,6 +4,8 @@ Cropping, normalisation and resampling are nnU-Net's own functions, chosen by th
 """
 
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 BACKGROUND_MARGIN = -1.0
 """The lesion's margin where nothing is predicted."""
+MAX_NETWORK_VOXELS = 400_000_000
+"""Of a case once it is resampled; a whole body at 2 mm has 50 to 100 million."""
 CROP_SLACK_VOX = 1.0
 """Clicks may lie this far outside the cropped image, in voxels of the network's grid, by rounding."""
 
@@ -73,9 +77,10 @@ def prepare(case: Case, plan: Plan, orientation: str | None) -> Prepared:
         orientation: axis code that the model was trained in; None leaves the case as stored.
 
     Raises:
-        InputError: every voxel of the case is 0.
+        InputError: every voxel of the case is 0, or it would be too large on the network's grid.
     """
     upright = case.grid if orientation is None else orient(case.grid, orientation)
+    _require_moderate(case, "once turned upright", upright.size_xyz)
     stored = ((case.ct_hu, AIR_HU), (case.pet_suv, 0.0))
     images = np.stack([to_grid(array, case.grid, upright, outside) for array, outside in stored])
     images = images.transpose(0, *(axis + 1 for axis in plan.transpose_forward))
@@ -93,6 +98,7 @@ def prepare(case: Case, plan: Plan, orientation: str | None) -> Prepared:
     spacing_mm = tuple(upright.spacing_zyx_mm[axis] for axis in plan.transpose_forward)
     new_shape = default_resampling.compute_new_shape(normalised.shape[1:], spacing_mm, plan.spacing_mm)
     new_shape = np.maximum(new_shape, 1)  # a slice thinner than half a voxel would vanish
+    _require_moderate(case, f"at the network's spacing of {plan.spacing_mm} mm", new_shape)
     resampled = _resampling(plan.resampling)(
         normalised, new_shape, spacing_mm, plan.spacing_mm, **plan.resampling_kwargs
     )
@@ -152,6 +158,13 @@ def restore(margin: torch.Tensor, prepared: Prepared, plan: Plan) -> npt.NDArray
     # The margin is what an oblique case needs: a mask would lose its outline in another resampling.
     upright = transposed.transpose(backward)
     return np.ascontiguousarray(to_grid(upright, prepared.upright, prepared.case_grid, BACKGROUND_MARGIN))
+
+
+def _require_moderate(case: Case, grid: str, size: Sequence[int]) -> None:
+    """Few voxels that lie far apart, or long ones that lie across, are many on another grid."""
+    if math.prod(map(int, size)) > MAX_NETWORK_VOXELS:
+        rule = f"the case must have at most {MAX_NETWORK_VOXELS} voxels {grid}"
+        raise InputError(case.name, rule, " x ".join(map(str, size)))
 
 
 def _scheme(name: str) -> Any:

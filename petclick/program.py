@@ -1,28 +1,34 @@
 """The frame of every command: logging on stderr, errors to one last line and an exit code."""
 
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
 
-from petclick.errors import PetclickError
+from petclick.errors import PetclickError, is_out_of_memory
 
-INTERRUPTED = 130  # the shell's convention for SIGINT
-
+INTERRUPTED, TERMINATED = 130, 143  # the shell's convention for SIGINT and SIGTERM
 
 OURS = ("petclick", "training", "__main__")
 """Loggers whose progress a user should see; libraries are heard from a warning on."""
 
 
+class TerminatedError(BaseException):
+    """SIGTERM came; what is half-written is removed on the way out."""
+
+
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command and end the process: 0, 2 for bad input, 1 for a failure of our own.
+    """Run a command and end the process: 0, 2 for bad input, 1 for a failure of our own, 143 after SIGTERM.
 
     The last line on stderr tells what went wrong; a failure of our own shows its traceback above it.
     """
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _terminate)  # the first process of a container would ignore it
     try:
         main()
     except SystemExit:
@@ -39,6 +45,10 @@ def report(error: BaseException) -> str:
         line = f"error: {error}"
     elif isinstance(error, KeyboardInterrupt):
         line = "error: interrupted"
+    elif isinstance(error, TerminatedError):
+        line = "error: terminated by SIGTERM"
+    elif is_out_of_memory(error):
+        line = f"error: out of memory ({' '.join(str(error).split())[:200] or type(error).__name__})"
     else:
         traceback.print_exception(error)
         line = f"internal error: {type(error).__name__}: {' '.join(str(error).split())}"
@@ -51,4 +61,10 @@ def report(error: BaseException) -> str:
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, PetclickError):
         return error.exit_code
+    if isinstance(error, TerminatedError):
+        return TERMINATED
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise TerminatedError

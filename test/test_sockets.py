@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -88,12 +89,37 @@ def test_a_loop_of_links_is_refused(job: Path) -> None:
         find_inputs(job)
 
 
-def test_links_within_the_input_folder_and_image_links_are_fine(job: Path, tmp_path: Path) -> None:
+def test_links_within_the_input_folder_are_fine(job: Path, tmp_path: Path) -> None:
     (job / "link").symlink_to(job / "images" / "ct")
     (job / "inputs.json").write_text(json.dumps([entry("ct", "link")]))
-    (job / "images/ct/uuid-1.mha").rename(tmp_path / "archive.mha")
-    (job / "images/ct/uuid-1.mha").symlink_to(tmp_path / "archive.mha")
+    (job / "images/ct/uuid-1.mha").rename(job / "archive.mha")
+    (job / "images/ct/uuid-1.mha").symlink_to(Path("../../archive.mha"))
     assert find_inputs(job).ct == job / "link/uuid-1.mha"
+    (tmp_path / "input-link").symlink_to(job)
+    assert find_inputs(tmp_path / "input-link").pet == tmp_path / "input-link/images/pet/uuid-2.nii.gz"
+
+
+@pytest.mark.parametrize("name", ["images/ct/uuid-1.mha", "images/pet", "images", "lesion-clicks.json"])
+def test_links_that_leave_the_input_folder_are_refused(job: Path, tmp_path: Path, name: str) -> None:
+    (job / name).rename(tmp_path / "elsewhere")
+    (job / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="must stay in the input folder, but a link leads out of it"):
+        find_inputs(job)
+
+
+@pytest.mark.parametrize("name", ["images/ct/uuid-1.mha", "lesion-clicks.json", "inputs.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder"])
+def test_what_is_no_regular_file_is_refused(job: Path, name: str, kind: str) -> None:
+    path = job / name
+    path.unlink(missing_ok=True)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "device" and os.geteuid():
+        pytest.skip("only root may make devices")
+    else:
+        types = {"pipe": stat.S_IFIFO, "device": stat.S_IFCHR, "socket": stat.S_IFSOCK}
+        os.mknod(path, 0o600 | types[kind], os.makedev(1, 5))  # as /dev/zero
+    assert refusal(job, name) == "must be a regular file"
 
 
 def test_every_bad_entry_of_inputs_json_is_in_one_message(job: Path) -> None:
