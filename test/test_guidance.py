@@ -172,5 +172,5 @@ def test_light_modules_import_neither_torch_nor_nnunet() -> None:
         f"import json, sys, {', '.join(f'petclick.{module}' for module in modules)}\n"
         "print(json.dumps(sorted({'torch', 'nnunetv2', 'matplotlib'} & set(sys.modules))))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert json.loads(result.stdout) == []

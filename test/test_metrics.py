@@ -339,5 +339,5 @@ def test_imports_stay_light() -> None:
         "import sys, petclick.metrics, petclick.baselines;"
         "print([name for name in ('torch', 'nnunetv2', 'SimpleITK') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip() == "[]"

@@ -77,7 +77,7 @@ class Program:
             [sys.executable, str(INFERENCE), *places, *flags],
             env=clean | environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
             preexec_fn=before,
         )

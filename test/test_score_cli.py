@@ -124,7 +124,7 @@ def test_exit_codes_and_last_line(write: Callable[..., Path], tmp_path: Path) ->
     command = [sys.executable, "-m", "petclick", "score", str(write("t.mha", FIRST))]
     root = Path(__file__).resolve().parents[1]
     refused = subprocess.run(
-        [*command, str(tmp_path / "labels.mha")], capture_output=True, text=True, cwd=root, check=False
+        [*command, str(tmp_path / "labels.mha")], capture_output=True, encoding="utf-8", cwd=root, check=False
     )
     assert refused.returncode == 2
     assert refused.stdout == ""

@@ -322,7 +322,7 @@ class Server:
     def __init__(self, arguments: list[str]) -> None:
         environment = {**os.environ, "PETCLICK_SERVE": "1", "PETCLICK_PORT": "0", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(ROOT / "inference.py"), *arguments, "--no-quiet"]
-        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, encoding="utf-8")
         assert self.process.stderr is not None
         self.lines = [self.process.stderr.readline()]
         self.port = int(re.fullmatch(r"INFO listening on port (\d+)\n", self.lines[0])[1])  # type: ignore[index]
