@@ -190,3 +190,31 @@ def _deepest_with_noise(
     voxels = np.argwhere(among)
     depth = component.depth[among] / component.depth[among].max()
     return np.asarray(voxels[(weight * depth + (1 - weight) * rng.random(len(voxels))).argmax()])
+
+
+def simulate_errors(
+    lesion: Mask, predicted: Mask, n_tumor: int, n_background: int, rng: np.random.Generator
+) -> ClickSet:
+    """Clicks on a prediction's errors, largest component first: tumour clicks on what it misses.
+
+    Args:
+        lesion: (z, y, x) tumour mask.
+        predicted: (z, y, x) predicted mask.
+        n_tumor: most tumour clicks.
+        n_background: most background clicks.
+        rng: source of all randomness.
+    """
+    return click_set(
+        _largest_first(lesion & ~predicted, n_tumor, rng),
+        _largest_first(predicted & ~lesion, n_background, rng),
+    )
+
+
+def _largest_first(mask: Mask, n: int, rng: np.random.Generator) -> Voxels:
+    """One click near the centre of each of the n largest components."""
+    labels = cc3d.connected_components(mask, connectivity=26)
+    found = cc3d.statistics(labels, no_slice_conversion=True)
+    order = np.argsort(-found["voxel_counts"][1:].astype(np.int64), kind="stable")[:n] + 1
+    components = [_cut_out(labels, int(label), found["bounding_boxes"][label]) for label in order]
+    clicks = [_official_centre(each, rng) + each.lower_zyx for each in components]
+    return np.array(clicks, np.int64).reshape(-1, 3)
