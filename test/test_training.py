@@ -18,7 +18,7 @@ from petclick.images import read_case, read_image, write_image
 from petclick.model import load_model, load_network, read_checkpoint
 from petclick.orientation import orient
 from petclick.phantom import make_phantom
-from petclick.simulate import SimulationSettings, simulate_official
+from petclick.simulate import SimulationSettings, Sources, simulate_official
 from training import convert, export, preprocess, settings, train, validate
 
 SETTINGS = """
@@ -258,7 +258,7 @@ def test_training_patch_gets_the_clicks_of_its_own_mask() -> None:
     lesion[0, 3:7, 5:11, 8:12] = 1
     before = lesion.clone()
     spec = GuidanceSpec()
-    step = SimulateClicks(spec, SimulationSettings(max_clicks=5, official_share=1.0), seed=1)
+    step = SimulateClicks(spec, SimulationSettings(5, Sources(official=1, varied=0)), seed=1)
     parameters = step.get_parameters(image=image, segmentation=lesion)
     out = step.apply({"image": image, "segmentation": lesion}, **parameters)
     assert out["image"].shape == (4, 12, 18, 15)
