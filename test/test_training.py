@@ -18,13 +18,12 @@ from petclick.images import read_case, read_image, write_image
 from petclick.model import load_model, load_network, read_checkpoint
 from petclick.orientation import orient
 from petclick.phantom import make_phantom
-from petclick.simulate import SimulationSettings, simulate_official
+from petclick.simulate import SimulationSettings, Sources, simulate_official
 from training import convert, export, preprocess, preprocessor, settings, train, validate
 
 SETTINGS = """
 guidance: {encoding: edt, radius_vox: 1, orientation: LPS}
-simulation: {max_clicks: 3, no_click_share: 0.2}
-error_click_share: 0.5
+simulation: {max_clicks: 3, no_click_share: 0.2, error_share: 0.5}
 architecture:
   spacing_mm: [9.0, 8.0, 8.0]
   patch_size: [16, 12, 20]
@@ -273,7 +272,7 @@ def test_training_patch_gets_the_clicks_of_its_own_mask() -> None:
     lesion[0, 3:7, 5:11, 8:12] = 1
     before = lesion.clone()
     spec = GuidanceSpec()
-    step = SimulateClicks(spec, SimulationSettings(max_clicks=5, official_share=1.0), seed=1)
+    step = SimulateClicks(spec, SimulationSettings(5, Sources(official=1, varied=0)), seed=1)
     parameters = step.get_parameters(image=image, segmentation=lesion)
     out = step.apply({"image": image, "segmentation": lesion}, **parameters)
     assert out["image"].shape == (4, 12, 18, 15)

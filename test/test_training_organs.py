@@ -17,7 +17,7 @@ from petclick.errors import InputError
 from petclick.grid import Grid
 from petclick.images import write_image
 from training import preprocess
-from training.organs import IGNORE, LesionAndOrganLoss, add_organ_heads, organ_loss
+from training.organ_task import IGNORE, LesionAndOrganLoss, add_organ_heads, organ_loss
 from training.preprocessor import KEY, ORGAN_FOLDER
 
 DATASET = "Dataset778_Organs"

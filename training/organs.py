@@ -1,73 +1,50 @@
-"""The auxiliary task: organ heads beside the lesion heads of nnU-Net's decoder, and the loss of both tasks.
+"""The ten organs of the auxiliary task, and what they are in the phantoms and in TotalSegmentator's masks.
 
-As in arXiv 2409.09478 both tasks share encoder and decoder, and each decoder stage has one 1 x 1 x 1
-convolution a task. The heads are added to the library's own network; they are idle in evaluation mode.
+The choice is that of arXiv 2409.09478: what takes up tracers and what TotalSegmentator can give. Numbers are
+those of its version 2, tasks `total` and `head_glands_cavities` (github.com/wasserth/TotalSegmentator,
+totalsegmentator/map_to_binary.py).
 """
 
-from functools import partial
-from typing import Any, TypeAlias
+from typing import NamedTuple
 
-import torch
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
-from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from torch import nn
+import numpy as np
+import numpy.typing as npt
 
-IGNORE = -1
-"""Organ label where nothing is known: padding, and every voxel of a case without organ mask."""
-LESION_CHANNEL, ORGAN_CHANNEL = 0, 1
-"""Of the targets (batch, channel, z, y, x); a data set without organ masks has the first only."""
+from petclick.phantom.anatomy import LABEL
 
-Output: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-"""One stage's logits: of the lesions, in training mode also of the organs; each (batch, class, z, y, x)."""
+Mask = npt.NDArray[np.uint8]
 
 
-def add_organ_heads(network: nn.Module, count: int) -> None:
-    """Give every decoder stage a head for background and `count` organs, `decoder.organ_seg_layers.N`.
+class Organ(NamedTuple):
+    """One organ: the phantom's tissues, and the classes of TotalSegmentator's two tasks."""
 
-    In training mode each stage then returns (lesion logits, organ logits), else the lesion logits alone.
-    """
-    decoder: Any = network.decoder
-    heads = nn.ModuleList(type(layer)(layer.in_channels, count + 1, 1) for layer in decoder.seg_layers)
-    heads.apply(network.initialize)  # type: ignore[arg-type]  # a static method of nnU-Net's networks
-    decoder.organ_seg_layers = heads
-    for layer, head in zip(decoder.seg_layers, heads, strict=True):
-        layer.register_forward_hook(partial(_with_organs, head))
+    name: str
+    tissues: tuple[str, ...]
+    total: tuple[int, ...] = ()
+    head_glands: tuple[int, ...] = ()
 
 
-def _with_organs(head: nn.Module, layer: nn.Module, inputs: Any, output: torch.Tensor) -> Output:
-    return (output, head(*inputs)) if layer.training else output
+ORGANS = (
+    Organ("spleen", ("spleen",), (1,)),
+    Organ("kidneys", ("kidneys", "renal pelvis"), (2, 3)),
+    Organ("liver", ("liver",), (5,)),
+    Organ("bladder", ("bladder",), (21,)),
+    Organ("lungs", ("lungs",), (10, 11, 12, 13, 14)),
+    Organ("brain", ("brain", "white matter"), (90,)),
+    Organ("heart", ("heart chambers", "myocardium"), (51,)),
+    Organ("stomach", ("stomach",), (6,)),
+    Organ("prostate", ("prostate",), (22,)),
+    Organ("head glands", ("parotid glands", "submandibular glands"), (), (7, 8, 9, 10)),
+)
+"""The organs; an organ's label in `labelsTr_organs` is its place here, from 1."""
+
+ORGAN_LABEL = {organ.name: label for label, organ in enumerate(ORGANS, start=1)}
+"""Label of each organ; 0 is everything else."""
 
 
-class LesionAndOrganLoss(nn.Module):
-    """Loss of one stage: the lesions', plus the organs' times a weight where there are organ logits."""
-
-    def __init__(self, lesion: nn.Module, organs: nn.Module, weight: float) -> None:
-        super().__init__()
-        self.lesion = lesion
-        self.organs = organs
-        self.weight = weight
-
-    def forward(self, output: Output, target: torch.Tensor) -> torch.Tensor:
-        """The loss, a scalar.
-
-        Args:
-            output: of the network's stage.
-            target: (batch, 1 or 2, z, y, x) lesion labels and, if there are two channels, organ labels.
-        """
-        logits, organ_logits = output if isinstance(output, tuple) else (output, None)
-        lesion = target[:, LESION_CHANNEL, None]
-        loss: torch.Tensor = self.lesion(logits, lesion)
-        if organ_logits is not None:
-            known = target.shape[1] > ORGAN_CHANNEL
-            # Also without any label, since distributed training needs a gradient, if zero, of every weight.
-            labels = target[:, ORGAN_CHANNEL, None] if known else torch.full_like(lesion, IGNORE)
-            loss = loss + self.weight * self.organs(organ_logits, labels)
-        return loss
-
-
-def organ_loss(batch_dice: bool, smooth: float, ddp: bool) -> nn.Module:
-    """nnU-Net's Dice and cross-entropy over organs, without the voxels labelled `IGNORE`."""
-    dice = {"batch_dice": batch_dice, "smooth": smooth, "do_bg": False, "ddp": ddp}
-    loss = DC_and_CE_loss(dice, {}, ignore_label=IGNORE, dice_class=MemoryEfficientSoftDiceLoss)
-    assert isinstance(loss, nn.Module)
-    return loss
+def organs_of_tissues(tissues: Mask) -> Mask:
+    """A phantom's tissues (z, y, x) as organ labels 0 to 10, uint8."""
+    table = np.zeros(len(LABEL), np.uint8)
+    for label, organ in enumerate(ORGANS, start=1):
+        table[[LABEL[tissue] for tissue in organ.tissues]] = label
+    return np.asarray(table[tissues])

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 from petclick.errors import InputError
-from training.organs import IGNORE, LESION_CHANNEL
+from training.organ_task import IGNORE, LESION_CHANNEL
 
 ORGAN_FOLDER = "labelsTr_organs"
 """Beside labelsTr; a file of a lesion mask's name holds 0 (no organ) and 1 … count."""

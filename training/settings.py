@@ -119,14 +119,12 @@ class TrainingSettings:
     """Everything that decides a training, apart from the data.
 
     guidance: the model's contract, saved beside the weights; simulation: how clicks are drawn;
-    error_click_share: share of training samples that get further clicks, on what the network gets wrong with
-    the simulated ones; initial_lr: SGD's, with polynomial decay; dice_smooth: added to Dice's numerator and
-    denominator; foreground_share: share of each batch whose patch is centred on a lesion.
+    initial_lr: SGD's, with polynomial decay; dice_smooth: added to Dice's numerator and denominator;
+    foreground_share: share of each batch whose patch is centred on a lesion.
     """
 
     guidance: GuidanceSpec = field(default_factory=GuidanceSpec)
     simulation: SimulationSettings = field(default_factory=SimulationSettings)
-    error_click_share: float = 0.0
     misalignment: Misalignment = field(default_factory=Misalignment)
     architecture: Architecture = field(default_factory=Architecture)
     organs: Organs = field(default_factory=Organs)
@@ -148,7 +146,7 @@ class TrainingSettings:
         for name in ("epochs", "steps_per_epoch", "validation_steps_per_epoch"):
             _check(name, getattr(self, name) >= 1, "a whole number above 0", getattr(self, name))
         _check("initial_lr", 0 < self.initial_lr <= 1, "a number above 0, up to 1", self.initial_lr)
-        for name in ("error_click_share", "weight_decay", "dice_smooth", "foreground_share"):
+        for name in ("weight_decay", "dice_smooth", "foreground_share"):
             _check(name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1", getattr(self, name))
         _check("seed", 0 <= self.seed < 2**31, "a whole number from 0 to 2147483647", self.seed)
 

@@ -22,7 +22,7 @@ from petclick.clicks import KINDS
 from petclick.device import has_fast_bf16
 from petclick.guidance import FILE_NAME, save_spec
 from training.error_clicks import add_error_clicks
-from training.organs import LESION_CHANNEL, LesionAndOrganLoss, add_organ_heads, organ_loss
+from training.organ_task import LESION_CHANNEL, LesionAndOrganLoss, add_organ_heads, organ_loss
 from training.settings import load_settings, save_settings
 from training.transforms import SimulateClicks, misalign, with_clicks
 
@@ -119,7 +119,7 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
             return dict(super().train_step(batch))
 
     def _with_error_clicks(self, data: torch.Tensor, target: Any) -> torch.Tensor:
-        chosen = np.flatnonzero(self.rng.random(len(data)) < self.settings.error_click_share)
+        chosen = np.flatnonzero(self.rng.random(len(data)) < self.settings.simulation.error_share)
         if not len(chosen):
             return data
         lesion = (target[0] if self.enable_deep_supervision else target)[:, LESION_CHANNEL] > 0

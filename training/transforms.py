@@ -15,7 +15,7 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from petclick.clicks import ClickSet
 from petclick.guidance import GuidanceSpec, encode
 from petclick.simulate import SimulationSettings, simulate
-from training.organs import LESION_CHANNEL
+from training.organ_task import LESION_CHANNEL
 from training.settings import Misalignment
 
 CT_CHANNEL, PET_CHANNEL = 0, 1
