@@ -25,7 +25,7 @@ from petclick.simulate import (
     simulate_official,
     simulate_varied,
 )
-from petclick.simulate.components import JITTER_VOX
+from petclick.simulate.components import JITTER_VOX, Components
 from petclick.simulate.schemes import BOUNDARY_VOX, OFFICIAL_PERCENTILE, VARIED_PERCENTILE
 
 SHAPE = (18, 25, 31)
@@ -347,3 +347,12 @@ def test_corrections_of_a_patch_that_is_all_wrong(predicted: Mask) -> None:
     assert len(clicks) == 5
     apart = np.linalg.norm(clicks[:, None] - clicks, axis=2)[~np.eye(5, dtype=bool)]
     assert apart.min() > 5
+
+
+def test_mask_of_one_slice_is_labelled_right() -> None:
+    """cc3d 4.1 invents voxels there when it is given booleans."""
+    mask = np.zeros((1, 7, 9), bool)
+    mask[0, 6, 8] = True
+    found = Components(mask)
+    np.testing.assert_array_equal(found.sizes, [1])
+    assert np.count_nonzero(found.cut_out(0).free) == 1

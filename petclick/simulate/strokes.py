@@ -8,7 +8,6 @@ its voxels (N, 2), each once; a region of fewer than two places for a line is ta
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -39,7 +38,7 @@ def largest_piece(mask: Mask) -> tuple[int, Mask]:
     for z in np.flatnonzero(areas):
         if areas[z] <= largest:
             continue
-        labels = cc3d.connected_components(mask[z], connectivity=8)
+        labels, _ = ndimage.label(mask[z], np.ones((3, 3)))
         voxels = np.bincount(labels[mask[z]])
         if voxels.max() > largest:
             largest, best, slice_z = int(voxels.max()), labels == voxels.argmax(), int(z)
