@@ -104,7 +104,8 @@ def hot_outside(lesion: Mask, pet: Image, percentile: float) -> npt.NDArray[np.i
     guess = max(0, int(len(sample) * (percentile / 100 - 0.25 * (1 - percentile / 100)) - 10))
     voxels = np.zeros(0, np.int64)
     if guess:
-        voxels = np.flatnonzero((uptake >= sample[guess]) & ~inside)
+        voxels = np.flatnonzero(uptake >= sample[guess])
+        voxels = voxels[~inside[voxels]]
     if len(voxels) < n_hot:
         voxels = np.flatnonzero(~inside)
     values = uptake[voxels]
