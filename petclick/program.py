@@ -31,7 +31,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)  # the first process of a container would ignore it
-    # multiprocessing ends its forked workers by SIGTERM, and waits for ever for one in whom an error got lost.
+    # multiprocessing ends forked workers by SIGTERM, and waits for ever for one in which an error got lost.
     os.register_at_fork(after_in_child=partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
     try:
         main()
