@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -119,7 +120,8 @@ class TrainingSettings:
     """Everything that decides a training, apart from the data.
 
     guidance: the model's contract, saved beside the weights; simulation: how clicks are drawn;
-    initial_lr: SGD's, with polynomial decay; dice_smooth: added to Dice's numerator and denominator;
+    optimizer: 'sgd', nnU-Net's with momentum, or 'adamw', for trainings too short for that; initial_lr: with
+    polynomial decay; dice_smooth: added to Dice's numerator and denominator;
     foreground_share: share of each batch whose patch is centred on a lesion.
     """
 
@@ -131,6 +133,7 @@ class TrainingSettings:
     epochs: int = 1000
     steps_per_epoch: int = 250
     validation_steps_per_epoch: int = 50
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     initial_lr: float = 1e-3
     weight_decay: float = 3e-5
     dice_smooth: float = 0.0
@@ -145,6 +148,7 @@ class TrainingSettings:
         """
         for name in ("epochs", "steps_per_epoch", "validation_steps_per_epoch"):
             _check(name, getattr(self, name) >= 1, "a whole number above 0", getattr(self, name))
+        _check("optimizer", self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'", self.optimizer)
         _check("initial_lr", 0 < self.initial_lr <= 1, "a number above 0, up to 1", self.initial_lr)
         for name in ("weight_decay", "dice_smooth", "foreground_share"):
             _check(name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1", getattr(self, name))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -79,6 +80,15 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         if organs.weight > 0:
             add_organ_heads(network, organs.count)
         return network
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's SGD, or AdamW; both with its polynomial decay."""
+        if self.settings.optimizer == "sgd":
+            optimizer, schedule = super().configure_optimizers()
+            return optimizer, schedule
+        weights = self.network.parameters()
+        optimizer = torch.optim.AdamW(weights, self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """nnU-Net's augmentation, which has no elastic deformation; misalignment of CT; then the clicks."""
