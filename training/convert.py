@@ -1,6 +1,7 @@
 """Data sets into nnU-Net's raw layout, and single patients into the challenge's layout.
 
     python -m training.convert sts SOURCE [--dataset Dataset601_STS]
+    python -m training.convert autopet SOURCE --dataset Dataset221_AutoPET [--link] [--organs DIR]
     python -m training.convert phantom --dataset Dataset602_MIX --cases 20 [--tracers fdg,psma] [--seed 0]
     python -m training.convert splits Dataset602_MIX splits.json
     python -m training.convert challenge-case PATIENT_DIR OUT
@@ -27,6 +28,7 @@ from petclick.images import Case, read_case, read_image
 from petclick.phantom import TRACERS, TracerName
 from petclick.phantom.anatomy import Triple
 from petclick.program import run
+from training.autopet import Extras, convert_autopet
 from training.phantoms import (
     DEMO_CLICKS,
     DEMO_SEED,
@@ -38,7 +40,7 @@ from training.phantoms import (
     write_phantom_cases,
 )
 from training.preprocess import STARTER_SPLITS
-from training.raw import RawDataset, spread_splits, write_json
+from training.raw import RawDataset, read_splits, spread_splits, write_json
 from training.settings import load_settings
 
 Mask = npt.NDArray[np.uint8]
@@ -102,7 +104,7 @@ def write_splits(dataset: str, out: Path, base: Path) -> None:
     raw = RawDataset(dataset)
     if not (cases := raw.cases()):
         raise InputError(raw.folder / "labelsTr", "must hold cases", "none")
-    write_json(spread_splits(cases, json.loads(base.read_text("utf-8"))), out)
+    write_json(spread_splits(cases, read_splits(base)), out)
     logger.info("folds of %d cases are in %s", len(cases), out)
 
 
@@ -116,6 +118,9 @@ def main(arguments: list[str] | None = None) -> None:
         add_phantoms(options.dataset, *counts, options.dry_run)
         if options.splits and not options.dry_run:
             write_splits(options.dataset, options.splits, STARTER_SPLITS)
+    elif options.command == "autopet":
+        extras = Extras(options.organs, options.glands, options.clicks)
+        convert_autopet(options.source, options.dataset, options.link, extras, options.dry_run)
     elif options.command == "splits":
         write_splits(options.dataset, options.out, options.base)
     elif options.command == "challenge-case":
@@ -144,6 +149,15 @@ def _parser() -> argparse.ArgumentParser:
         "--everyone", action="store_true", help="also patients that the starter's folds do not hold"
     )
     _add_dry_run(sts)
+
+    autopet = commands.add_parser("autopet", help="autoPET's public archive -> an nnU-Net data set, checked")
+    autopet.add_argument("source", type=Path, help="the archive's folder, with imagesTr and labelsTr")
+    autopet.add_argument("--dataset", required=True, help="name in nnUNet_raw; cases there are kept")
+    autopet.add_argument("--link", action="store_true", help="link files instead of copying them")
+    autopet.add_argument("--organs", type=Path, help="masks of TotalSegmentator's task total, CASE.nii.gz")
+    autopet.add_argument("--glands", type=Path, help="likewise of its task head_glands_cavities")
+    autopet.add_argument("--clicks", type=Path, help="the challenge's click files, CASE_clicks.json")
+    _add_dry_run(autopet)
 
     phantom = commands.add_parser("phantom", help="synthetic patients -> an nnU-Net data set with organs")
     phantom.add_argument("--dataset", required=True, help="name in nnUNet_raw; cases there are kept")

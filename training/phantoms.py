@@ -11,12 +11,14 @@ from tqdm import tqdm
 from petclick.clicks import ClickSet, save_clicks
 from petclick.errors import InputError
 from petclick.evaluation.protocol import challenge_clicks
+from petclick.grid import Grid
 from petclick.images import Case, to_grid, write_image, write_mask
 from petclick.orientation import orient
 from petclick.phantom import Phantom, Scanner, TracerName, make_patient, make_phantom
 from petclick.phantom.anatomy import Triple
+from petclick.phantom.make import LEAST_SHAPE
 from training.organs import organs_of_tissues
-from training.raw import RawDataset, partial_folder
+from training.raw import RawDataset, partial_folder, read_grid
 from training.settings import load_settings
 
 Mask = npt.NDArray[np.uint8]
@@ -77,13 +79,20 @@ def add_phantoms(
         dry_run: only tell what would be done.
 
     Raises:
-        InputError: bad numbers, or a file cannot be written.
+        InputError: bad numbers, a case is there with another spacing, or a file cannot be written.
     """
     orientation = load_settings().guidance.orientation
     raw = RawDataset(dataset)
     wanted = names_and_seeds(tracers, n_cases, seed)
     missing = [each for each in wanted if not raw.has(each[0], organs=True)]
     logger.info("%d phantoms wanted, %d of them missing in %s", len(wanted), len(missing), raw.folder)
+    z, y, x = spacing_zyx_mm
+    grid = Grid((LEAST_SHAPE,) * 3, (x, y, z))
+    spacing_mm = (grid if orientation is None else orient(grid, orientation)).spacing_mm
+    for name, _, _ in [each for each in wanted if each not in missing]:
+        there = read_grid(file := raw.files(name, organs=True)["pet"])
+        if not np.allclose(there.spacing_mm, spacing_mm, rtol=1e-5):
+            raise InputError(file, f"must have the spacing asked for, {spacing_mm} mm", there.spacing_mm)
     if dry_run:
         return
     for name, tracer, number in tqdm(missing, desc="phantoms", unit="case"):

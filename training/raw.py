@@ -8,14 +8,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import SimpleITK as sitk
 
 from petclick.errors import InputError
+from petclick.files import read_json, require_file
+from petclick.grid import Grid
 from petclick.images import AIR_HU, Case, to_grid, write_image
 from petclick.orientation import orient
 from training.preprocess import nnunet_folder
@@ -80,13 +85,19 @@ class RawDataset:
         }
         masks = {"lesions": lesion} if organs is None else {"organs": organs, "lesions": lesion}
         arrays |= {name: to_grid(mask, case.grid, grid, 0, linear=False) for name, mask in masks.items()}
-        files = self.files(case.name, organs is not None)
-        with partial_folder(self.folder, case.name) as partial:
-            for name, array in arrays.items():
-                write_image(array, grid, partial / files[name].name.replace(ENDING, f".{name}{ENDING}"))
-            for name in arrays:
+        self.put(case.name, {name: partial(write_image, array, grid) for name, array in arrays.items()})
+
+    def put(self, case: str, makers: Mapping[str, Callable[[Path], None]]) -> None:
+        """Let each maker make its file, 'ct', 'pet', 'organs' or 'lesions'; then name them, lesions last."""
+        files = self.files(case, "organs" in makers)
+        with partial_folder(self.folder, case) as folder:
+            for name, make in makers.items():
+                (folder / name).mkdir()
+                make(folder / name / files[name].name)
+            for name in files:
                 files[name].parent.mkdir(parents=True, exist_ok=True)
-                (partial / files[name].name.replace(ENDING, f".{name}{ENDING}")).replace(files[name])
+            for name in sorted(files, key=lambda name: name == "lesions"):
+                (folder / name / files[name].name).replace(files[name])
 
     def describe(self) -> None:
         """Write dataset.json for the cases that are there now."""
@@ -100,25 +111,58 @@ class RawDataset:
         write_json(content, self.folder / "dataset.json")
 
 
+def read_grid(path: Path) -> Grid:
+    """Geometry of an image, from its header alone.
+
+    Raises:
+        InputError: the file cannot be read, or is not 3-D.
+    """
+    require_file(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(path, "must be an image that ITK can read") from error
+    if reader.GetDimension() != 3:
+        raise InputError(path, "must be 3-D", f"{reader.GetDimension()}-D")
+    return Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+
+
 @contextmanager
 def partial_folder(folder: Path, name: str) -> Iterator[Path]:
     """A hidden folder in `folder` for the half-written files of one case; removed afterwards."""
-    partial = folder / ".partial" / f"{name}.{os.getpid()}"
-    partial.mkdir(parents=True, exist_ok=True)
+    place = folder / ".partial" / name
+    shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
+    place.mkdir(parents=True)
     try:
-        yield partial
+        yield place
     finally:
-        shutil.rmtree(partial)
+        shutil.rmtree(place)
         with suppress(OSError):  # another process is at work there
-            partial.parent.rmdir()
+            place.parent.rmdir()
 
 
 def write_json(content: object, path: Path) -> None:
     """Write JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    partial.replace(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    part.replace(path)
+
+
+def read_splits(path: Path) -> list[dict[str, list[str]]]:
+    """Folds as nnU-Net has them: a list of {'train', 'val'}.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    splits = read_json(path)
+    folds: list[Any] = splits if isinstance(splits, list) and splits else [None]
+    names = [fold.get(key) if isinstance(fold, dict) else None for fold in folds for key in ("train", "val")]
+    if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
+        raise InputError(path, "must be a list of folds, each with lists of names 'train' and 'val'")
+    return folds
 
 
 def spread_splits(cases: list[str], base: list[dict[str, list[str]]]) -> list[dict[str, list[str]]]:

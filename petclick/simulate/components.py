@@ -45,18 +45,29 @@ class Components:
 
     def __init__(self, mask: Mask) -> None:
         """Label the mask; `sizes` holds the components' voxels, by their number."""
-        self._labels = cc3d.connected_components(mask, connectivity=CONNECTIVITY)
+        # cc3d 4.1 errs on booleans with 26 neighbours where an axis has length 1.
+        self._labels = cc3d.connected_components(mask.view(np.uint8), connectivity=CONNECTIVITY)
         self._voxels = np.flatnonzero(mask)  # few, nearly always
-        self._label_of = self._labels[mask]
+        self._label_of = self._labels.reshape(-1)[self._voxels]
         self.sizes = np.bincount(self._label_of)[1:]
 
     def cut_out(self, number: int) -> Component:
         """The component of a number from 0."""
         label = number + 1
-        voxels = at(self._voxels[self._label_of == label], self._labels.shape)
-        lower = np.maximum(voxels.min(axis=0) - 1, 0)
-        upper = voxels.max(axis=0) + 2  # slices end with the volume
-        return Component(lower, self._labels[tuple(map(slice, lower, upper))] == label)
+        first, last = self._voxels[np.flatnonzero(self._label_of == label)[[0, -1]]]
+        slice_size = self._labels[0].size
+        lower_z = max(first // slice_size - 1, 0)
+        slab = self._labels[lower_z : last // slice_size + 2] == label
+        lower_y, y = _with_margin(slab.any(axis=(0, 2)))
+        lower_x, x = _with_margin(slab.any(axis=(0, 1)))
+        return Component(np.array([lower_z, lower_y, lower_x]), slab[:, y, x].copy())
+
+
+def _with_margin(used: npt.NDArray[np.bool_]) -> tuple[int, slice]:
+    """From where to where an axis is used, and one more at each end; slices end with the volume."""
+    places = np.flatnonzero(used)
+    lower = max(int(places[0]) - 1, 0)
+    return lower, slice(lower, int(places[-1]) + 2)
 
 
 def at(voxels: npt.NDArray[np.int64], shape: tuple[int, ...]) -> Voxels:
@@ -84,7 +95,7 @@ def hot_outside(lesion: Mask, pet: Image, percentile: float) -> npt.NDArray[np.i
     """
     n_outside = lesion.size - np.count_nonzero(lesion)
     # So many have at least the uptake that lies at the percentile, or next above it.
-    n_hot = n_outside - int(np.ceil((n_outside - 1) * percentile / 100))
+    n_hot = n_outside - int(np.ceil((n_outside - 1) * (percentile / 100)))
     if n_outside == 0:
         return np.zeros(0, np.int64)
     uptake, inside = pet.reshape(-1), lesion.reshape(-1)
@@ -93,7 +104,8 @@ def hot_outside(lesion: Mask, pet: Image, percentile: float) -> npt.NDArray[np.i
     guess = max(0, int(len(sample) * (percentile / 100 - 0.25 * (1 - percentile / 100)) - 10))
     voxels = np.zeros(0, np.int64)
     if guess:
-        voxels = np.flatnonzero((uptake >= sample[guess]) & ~inside)
+        voxels = np.flatnonzero(uptake >= sample[guess])
+        voxels = voxels[~inside[voxels]]
     if len(voxels) < n_hot:
         voxels = np.flatnonzero(~inside)
     values = uptake[voxels]
