@@ -17,8 +17,7 @@ ends, what has been computed is used, and the tiles of a stage that is half done
 the others.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,22 +30,24 @@ def pass_order(n_networks: int, n_batches: int) -> list[tuple[int, int]]:
     return [(network, batch) for batch in range(n_batches) for network in range(n_networks)]
 
 
-def stages(n_passes: int, by_value: Sequence[int], first: set[int]) -> Iterator[tuple[int, list[int]]]:
+def stages(
+    n_passes: int, by_value: Sequence[Corner], first: set[Corner]
+) -> Iterator[tuple[int, list[Corner]]]:
     """What to run in turn: a place in `pass_order`, and the tiles to run it over.
 
     Args:
         n_passes: of each tile.
-        by_value: the tiles, the most valuable first.
+        by_value: the tiles' lower corners, the most valuable first.
         first: those that cover the volume.
     """
-    yield 0, [tile for tile in by_value if tile in first]
-    yield 0, [tile for tile in by_value if tile not in first]
+    yield 0, [corner for corner in by_value if corner in first]
+    yield 0, [corner for corner in by_value if corner not in first]
     for number in range(1, n_passes):
         yield number, list(by_value)
 
 
-def covering(corners: Sequence[Corner], patch: Sequence[int]) -> set[int]:
-    """Places in `corners`, a grid's lower corners, of the fewest tiles that cover what all of them cover.
+def covering(corners: Collection[Corner], patch: Sequence[int]) -> set[Corner]:
+    """Of a grid of tiles, the fewest that cover what all of them cover.
 
     Along each axis the tile that reaches farthest without a gap is taken. Without some tiles of the grid, the
     voxels that only these had are lost, but no others.
@@ -58,20 +59,16 @@ def covering(corners: Sequence[Corner], patch: Sequence[int]) -> set[int]:
         while taken and taken[-1] < starts[-1]:
             taken.append(max(start for start in starts if start <= taken[-1] + size))
         chosen.append(set(taken))
-    return {
-        place
-        for place, corner in enumerate(corners)
-        if all(start in taken for start, taken in zip(corner, chosen, strict=True))
-    }
+    return {corner for corner in corners if all(map(set.__contains__, chosen, corner))}
 
 
 def by_value(
-    corners: Sequence[Corner],
+    corners: Collection[Corner],
     patch: Sequence[int],
-    uptake: npt.NDArray[Any],
+    uptake: npt.NDArray[np.float32],
     clicks_zyx: npt.NDArray[np.int64],
-) -> list[int]:
-    """Places in `corners`, the most valuable tile first: by the clicks in it, then by its highest uptake.
+) -> list[Corner]:
+    """The most valuable tile first: by the clicks in it, then by its highest uptake.
 
     Args:
         corners: lower corners of the tiles.
@@ -80,11 +77,9 @@ def by_value(
         clicks_zyx: (N, 3) voxels of the same grid.
     """
 
-    def value(place: int) -> tuple[int, float]:
-        lower = np.array(corners[place])
-        upper = lower + patch
-        inside = ((clicks_zyx >= lower) & (clicks_zyx < upper)).all(axis=1)
-        tile = uptake[tuple(map(slice, lower, upper))]
-        return -int(np.count_nonzero(inside)), -float(tile.max())
+    def value(corner: Corner) -> tuple[int, float]:
+        upper = np.add(corner, patch)
+        inside = ((clicks_zyx >= corner) & (clicks_zyx < upper)).all(axis=1)
+        return -int(np.count_nonzero(inside)), -float(uptake[tuple(map(slice, corner, upper))].max())
 
-    return sorted(range(len(corners)), key=value)
+    return sorted(corners, key=value)

@@ -275,7 +275,7 @@ def test_jobs_wait_for_each_other_and_health_does_not(options: Namespace) -> Non
     class Slow(Service):
         ready = True  # type: ignore[assignment]
 
-        def answer(self) -> JSONResponse:
+        def answer(self, since: float) -> JSONResponse:
             events.append("begin")
             assert go_on.wait(30)
             events.append("end")
@@ -298,7 +298,7 @@ def test_nothing_is_written_once_the_server_ends(
     put(make_case(SHAPE))
     service = loaded(options)
     service.stop_writing()
-    threading.Thread(target=service.answer, daemon=True).start()
+    threading.Thread(target=service.answer, args=(0.0,), daemon=True).start()
     time.sleep(1.5)
     assert files_below(tmp_path / "out") == []
 
