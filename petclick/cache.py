@@ -1,13 +1,13 @@
 """Results of tiles that outlive the process: one file each, in a folder that others may write to as well.
 
-    store = TileCache(Path("/cache"), limit_gib=4)
-    store.keep(key, Entry(40, sums))
-    entry = store.find(key, sums.shape)
+    cache = TileCache(Path("/cache"), limit_gib=8)
+    cache.keep(key, margin)
+    margin = cache.find(key, shape)
 
 A key (`make_key`) is a digest of all that decides a result's bits: the tile's input, the weights, the
 settings, the program, its libraries and the processor. A file holds
 
-    magic (16 bytes) | number of passes (8, little-endian) | float32 sums, little-endian | 32 bytes of BLAKE2b
+    magic (16 bytes) | float32 values, little-endian | 32 bytes of BLAKE2b
 
 and the BLAKE2b is keyed by the key, which no file or name gives away. So a file that is torn, foreign, moved
 to another name or changed is known as such and counts as missing. Whoever can write to the folder can forge a
@@ -24,13 +24,13 @@ a full disk, costs one warning and the entries.
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import re
 import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,8 @@ from petclick.errors import InputError
 logger = logging.getLogger(__name__)
 
 MAGIC = b"petclick tile 1\n"
-COUNT_BYTES, MAC_BYTES = 8, 32
-FRAME_BYTES = len(MAGIC) + COUNT_BYTES + MAC_BYTES
+MAC_BYTES = 32
+FRAME_BYTES = len(MAGIC) + MAC_BYTES
 NAMES = re.compile(r"[0-9a-f]{64}\.tile(\..+\.partial)?")
 """Our files, and those half-written; others are never read, counted or removed."""
 STALE_S = 3600.0
@@ -51,12 +51,7 @@ SHARE = 1 / 16
 """Of the limit: what is freed at once, and what each process may write before it counts the folder anew."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A tile's result: the sum of its first `n_passes` passes, float32 (*patch)."""
-
-    n_passes: int
-    sums: npt.NDArray[np.float32]
+Array = npt.NDArray[np.float32]
 
 
 def make_key(parts: Iterable[bytes | memoryview | str | int | float | None]) -> bytes:
@@ -108,29 +103,27 @@ class TileCache:
         self._used.clear()
         self._full = False
 
-    def find(self, key: bytes, shape: Sequence[int]) -> Entry | None:
-        """The entry of this key, float32 of this shape, if there is a sound one."""
+    def find(self, key: bytes, shape: Sequence[int]) -> Array | None:
+        """The values of this key and shape, an array of the caller's own, if they are there and sound."""
         path = self._path(key)
-        n_bytes = FRAME_BYTES + int(np.prod(shape)) * 4
-        content = _read_regular(path, n_bytes)
+        content = _read_regular(path, FRAME_BYTES + math.prod(shape) * 4)
         if content is None:
             return None
         body, mac = memoryview(content)[:-MAC_BYTES], content[-MAC_BYTES:]
-        if content[: len(MAGIC)] != MAGIC or mac != _mac(key, body):
+        if body[: len(MAGIC)] != MAGIC or mac != _mac(key, body):
             return None
-        count, array = body[len(MAGIC) :][:COUNT_BYTES], body[len(MAGIC) + COUNT_BYTES :]
-        sums = np.frombuffer(array, "<f4").reshape(shape).astype(np.float32, copy=False)
-        if not np.isfinite(sums).all():
+        values = np.frombuffer(body[len(MAGIC) :], "<f4").reshape(shape).astype(np.float32, copy=False)
+        if not np.isfinite(values).all():
             return None
         self._used.add(path.name)
         with contextlib.suppress(OSError):  # a folder that can only be read
             _touch(path)
-        return Entry(int.from_bytes(count, "little"), sums)
+        return values
 
-    def keep(self, key: bytes, entry: Entry) -> None:
-        """Write an entry, where there is room; never fails."""
+    def keep(self, key: bytes, values: Array) -> None:
+        """Write a key's values, where there is room; never fails."""
         path = self._path(key)
-        n_bytes = FRAME_BYTES + entry.sums.nbytes
+        n_bytes = FRAME_BYTES + values.nbytes
         if self._full or self._broken:
             return
         try:
@@ -138,7 +131,7 @@ class TileCache:
                 self._free_bytes = self._make_room(n_bytes)
                 self._full = n_bytes > self._free_bytes
             if not self._full:
-                self._write(path, key, entry)
+                self._write(path, key, values)
                 self._free_bytes -= n_bytes
                 self._used.add(path.name)
         except OSError as error:
@@ -147,9 +140,8 @@ class TileCache:
     def _path(self, key: bytes) -> Path:
         return self._folder / f"{hashlib.blake2b(key, person=b'name', digest_size=32).hexdigest()}.tile"
 
-    def _write(self, path: Path, key: bytes, entry: Entry) -> None:
-        array = np.ascontiguousarray(entry.sums, "<f4")
-        body = b"".join((MAGIC, entry.n_passes.to_bytes(COUNT_BYTES, "little"), array.data.cast("B")))
+    def _write(self, path: Path, key: bytes, values: Array) -> None:
+        body = MAGIC + np.ascontiguousarray(values, "<f4").tobytes()
         # Exclusive, and readable by nobody else: a result shows where a patient's lesions are.
         number, partial = tempfile.mkstemp(".partial", f"{path.name}.", self._folder)
         try:
@@ -192,7 +184,7 @@ def _our_files(folder: Path) -> Iterator[tuple[int, bool, int, Path]]:
                     yield status.st_mtime_ns, stale, status.st_size, Path(entry.path)
 
 
-def _read_regular(path: Path, n_bytes: int) -> bytes | None:
+def _read_regular(path: Path, n_bytes: int) -> bytearray | None:
     """The content of a regular file of exactly this length; None for anything else."""
     try:
         # Looked at first: opening a device can already do something. Not blocking: a pipe put in since then.
@@ -203,10 +195,10 @@ def _read_regular(path: Path, n_bytes: int) -> bytes | None:
             status = os.fstat(number)
             if not stat.S_ISREG(status.st_mode) or status.st_size != n_bytes:
                 return None
-            content = file.read(n_bytes)
+            content = bytearray(n_bytes)
+            return content if file.readinto(content) == n_bytes else None
     except OSError:
         return None
-    return content if len(content) == n_bytes else None
 
 
 def _touch(path: Path) -> None:
