@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,17 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from petclick.clicks import KINDS, ClickSet, click_set
+from petclick.clicks import ClickSet, click_set
 from petclick.device import choose_device, choose_precision
 from petclick.errors import InputError, PetclickError
 from petclick.guidance import encode
 from petclick.images import Case
+from petclick.kept import KeptTiles
 from petclick.model import Model, load_network
 from petclick.postprocess import postprocess
 from petclick.preprocess import Prepared, map_clicks, prepare, restore
-from petclick.tiles import (
-    Accumulator,
-    KeptTiles,
-    Passes,
-    all_mirrors,
-    pad_to_patch,
-    predict_tile,
-    tile_corners,
-)
+from petclick.tiles import Passes, all_mirrors, predict_tile
+from petclick.window import SlidingWindow
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +46,19 @@ class Settings:
 
     device: 'auto', 'cpu' or 'cuda'; precision: 'auto', 'fp32', 'bf16' or 'fp16'; mirror_axes: spatial axes
     of the network's grid, None for those that the model was trained with; step_size: distance of neighbouring
-    tiles in patches, in (0, 1]; keep_gib: host memory for results, from which the next prediction of the
-    same case takes the tiles that no new click touches; progress: show a bar on stderr.
+    tiles in patches, in (0, 1]; skip_air: leave out tiles without body and clicks, which are background;
+    keep_gib: room for tiles' results, of which the next prediction of the same case takes those that no new
+    click touches; keep_dir: the folder of a file for them, None for host memory; progress: show a bar on
+    stderr.
     """
 
     device: str = "auto"
     precision: str = "auto"
     mirror_axes: tuple[int, ...] | None = None
     step_size: float = 0.5
+    skip_air: bool = True
     keep_gib: float = 4.0
+    keep_dir: Path | None = None
     progress: bool = False
 
 
@@ -89,8 +88,9 @@ class Predictor:
             self._passes, self._results_device = _place_on_cpu(passes), torch.device("cpu")
             logger.warning("the GPU is out of memory: the CPU takes over")
         self._case: Prepared | None = None
+        self._window: SlidingWindow | None = None
         self._pet_suv = np.zeros((0, 0, 0), np.float32)
-        self._kept = KeptTiles(settings.keep_gib)
+        self._kept = KeptTiles(settings.keep_gib, settings.keep_dir)
         passes = self._passes
         logger.info(
             "model %s: %d folds, %d mirrored passes, %s on %s",
@@ -102,7 +102,7 @@ class Predictor:
         passes, patch = self._passes, self._model.plan.patch_size
         passes = replace(passes, networks=passes.networks[:1], mirrors=passes.mirrors[: passes.batch])
         with torch.inference_mode(), contextlib.suppress(torch.OutOfMemoryError):  # left to the first case
-            guidance = self._encode(click_set([[0, 0, 0]], [[0, 0, 0]]), patch).to(passes.device)
+            guidance = self._draw(click_set([[0, 0, 0]], [[0, 0, 0]]), patch).to(passes.device)
             image = torch.zeros((len(self._model.plan.normalization), *patch), device=passes.device)
             predict_tile(torch.cat((image, guidance)), passes, lambda _: None)
 
@@ -113,9 +113,10 @@ class Predictor:
             InputError: the case is empty.
         """
         start = time.perf_counter()
-        self._case = prepare(case, self._model.plan, self._model.spec.orientation)
-        self._pet_suv = case.pet_suv
-        self._kept.clear()
+        prepared = prepare(case, self._model.plan, self._model.spec.orientation)
+        self.reset()  # its memory is needed
+        self._case, self._pet_suv = prepared, case.pet_suv
+        self._window = self._lay_window(prepared)
         logger.info(
             "preprocessed to %s voxels of %s mm in %.1f s",
             *(_sizes(self._case.shape), _sizes(self._model.plan.spacing_mm), time.perf_counter() - start),
@@ -123,7 +124,7 @@ class Predictor:
 
     def reset(self) -> None:
         """Forget the case."""
-        self._case, self._pet_suv = None, np.zeros((0, 0, 0), np.float32)
+        self._case, self._window, self._pet_suv = None, None, np.zeros((0, 0, 0), np.float32)
         self._kept.clear()
 
     def predict(self, clicks: ClickSet) -> npt.NDArray[np.uint8]:
@@ -138,8 +139,7 @@ class Predictor:
         Raises:
             PetclickError: no case is set.
         """
-        case = self._require_case()
-        margin = self.predict_margin(clicks)
+        case, margin = self._require_case(), self._predict_margin(clicks)
         start = time.perf_counter()
         try:
             stored = restore(margin, case, self._model.plan)
@@ -155,69 +155,66 @@ class Predictor:
         Raises:
             PetclickError: no case is set, the memory does not suffice, or the network's output is not finite.
         """
-        case = self._require_case()
-        network_clicks = map_clicks(clicks, case)
+        return self._predict_margin(clicks).clone()
+
+    def _predict_margin(self, clicks: ClickSet) -> torch.Tensor:
+        """As above, but what the next prediction writes to."""
+        network_clicks = map_clicks(clicks, self._require_case())
+        assert self._window is not None
         while True:
             with contextlib.suppress(torch.OutOfMemoryError, MemoryError):  # CuPy's is a MemoryError
-                margin = self._run_tiles(case, network_clicks)
+                margin = self._run_tiles(self._window, network_clicks)
                 if margin.isfinite().all():
                     return margin
                 self._use_more_precision()
                 continue
             # Behind the handler: the error's traceback would keep the tensors alive.
-            self._use_less_memory()
+            self._use_less_memory(self._window)
 
-    def _run_tiles(self, case: Prepared, clicks: ClickSet) -> torch.Tensor:
+    def _lay_window(self, case: Prepared) -> SlidingWindow:
+        settings = self._settings
+        try:
+            return SlidingWindow(
+                case, self._model, settings.step_size, settings.skip_air, self._results_device
+            )
+        except torch.OutOfMemoryError:
+            self._results_device = torch.device("cpu")
+            logger.warning("the GPU is out of memory: results are kept on the host")
+            return SlidingWindow(
+                case, self._model, settings.step_size, settings.skip_air, self._results_device
+            )
+
+    def _run_tiles(self, window: SlidingWindow, clicks: ClickSet) -> torch.Tensor:
         start = time.perf_counter()
-        guidance = self._encode(clicks, case.shape)
-        image = torch.cat((torch.from_numpy(case.image).to(guidance.device), guidance)).to(
-            self._results_device
-        )
-        image, unpad = pad_to_patch(image, self._model.plan.patch_size)
-        corners = tile_corners(image.shape[1:], self._model.plan.patch_size, self._settings.step_size)
         passes = self._passes
-        sums = Accumulator(image.shape[1:], self._model.plan.patch_size, self._results_device)
-        n_passes = len(corners) * len(passes.networks) * len(passes.mirrors)
-        n_again = 0
-        with torch.inference_mode(), self._progress_bar(n_passes) as bar:
-            for corner in corners:
-                where = [slice(i, i + n) for i, n in zip(corner, self._model.plan.patch_size, strict=True)]
-                tile = image[(slice(None), *where)]
-                # The sum over all tiles is made anew, in the same order, so that the result is that of a
-                # prediction from scratch to the bit.
-                margin = self._kept.find(corner, tile[-len(KINDS) :])
-                if margin is None:
-                    margin = predict_tile(tile.to(passes.device), passes, bar.update)
-                    self._kept.keep(corner, tile[-len(KINDS) :], margin)
-                    n_again += 1
-                else:
-                    bar.update(n_passes // len(corners))
-                sums.add(corner, margin)
-            result = sums.mean()[unpad]
+        with torch.inference_mode(), self._progress_bar() as bar:
+            margin, report = window.predict(clicks, passes, self._kept, self._draw, bar)
         logger.info(
-            "%d of %d tiles x %d folds x %d mirrors in %.1f s",
-            *(n_again, len(corners), len(passes.networks), len(passes.mirrors), time.perf_counter() - start),
+            "%d of %d tiles x %d folds x %d mirrors in %.1f s, %d left out as air",
+            *(report.ran, report.total, len(passes.networks), len(passes.mirrors)),
+            *(time.perf_counter() - start, report.empty),
         )
-        return result
+        return margin
 
-    def _encode(self, clicks: ClickSet, shape: tuple[int, int, int]) -> torch.Tensor:
+    def _draw(self, clicks: ClickSet, shape: tuple[int, int, int]) -> torch.Tensor:
         """Click channels: drawn by CuPy on CUDA, where it is installed, and handed over without a copy."""
         spec = self._model.spec
         if self._results_device.type == "cuda" and (cupy := _cupy()):
             return torch.utils.dlpack.from_dlpack(encode(clicks, shape, spec, cupy))
         return torch.from_numpy(encode(clicks, shape, spec))
 
-    def _use_less_memory(self) -> None:
+    def _use_less_memory(self, window: SlidingWindow) -> None:
         """Take the next step down on a GPU that is full: results on the host, single passes, then the CPU."""
         passes = self._passes
         torch.cuda.empty_cache()
         if self._results_device.type == "cuda":
             self._results_device, step = torch.device("cpu"), "results are kept on the host"
+            window.to(self._results_device)
         elif passes.batch > 1:
             self._passes, step = replace(passes, batch=1), "mirrored passes run one by one"
         elif passes.device.type == "cuda":
             self._passes, step = _place_on_cpu(passes), "the CPU takes over"
-            self._kept.clear()  # tiles of two devices do not add up to what either gives
+            self._kept.clear()  # for tiles of the CPU, which gives other bits
         else:
             raise PetclickError("out of memory on the CPU, too")
         logger.warning("the GPU is out of memory: %s", step)
@@ -238,8 +235,8 @@ class Predictor:
             raise PetclickError("set_case must come before predict")
         return self._case
 
-    def _progress_bar(self, total: int) -> "tqdm[Any]":
-        return tqdm(total=total, desc="predicting", unit="pass", disable=not self._settings.progress)
+    def _progress_bar(self) -> "tqdm[Any]":
+        return tqdm(desc="predicting", unit="pass", disable=not self._settings.progress)
 
 
 def _place(passes: Passes, device: torch.device) -> Passes:

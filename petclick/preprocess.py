@@ -16,6 +16,7 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.normalization import default_normalization_schemes
 from nnunetv2.preprocessing.resampling import default_resampling, resample_torch
 
+from petclick.body import find_body, resize_any
 from petclick.clicks import ClickSet
 from petclick.errors import InputError
 from petclick.grid import (
@@ -44,12 +45,14 @@ CROP_SLACK_VOX = 1.0
 class Prepared:
     """A case on the network's grid, and the way back.
 
-    image: float32 (2, *network shape), CT and PET, normalised; case_grid: the case as stored; upright: the
-    same in the model's orientation; crop: half-open box ((lower, upper), …) of the upright, transposed
-    arrays; spacing_mm: theirs, in the same axis order; to_network: 4 x 4, case (z, y, x) indices -> its.
+    image: float32 (2, *network shape), CT and PET, normalised; body: bool (*network shape), where
+    `find_body` finds some; case_grid: the case as stored; upright: the same in the model's orientation;
+    crop: half-open box ((lower, upper), …) of the upright, transposed arrays; spacing_mm: theirs, in the same
+    axis order; to_network: 4 x 4, case (z, y, x) indices -> its.
     """
 
     image: npt.NDArray[np.float32]
+    body: npt.NDArray[np.bool_]
     case_grid: Grid
     upright: Grid
     crop: tuple[tuple[int, int], ...]
@@ -87,6 +90,7 @@ def prepare(case: Case, plan: Plan, orientation: str | None) -> Prepared:
     if not images.any():
         raise InputError(case.name, "the case must have a voxel that is not 0")
     images, nonzero, crop = crop_to_nonzero(images)
+    body = find_body(*images)
     normalised = np.stack(
         [
             _scheme(name)(use_mask_for_norm=use_mask, intensityproperties=intensities).run(image, nonzero[0])
@@ -110,7 +114,9 @@ def prepare(case: Case, plan: Plan, orientation: str | None) -> Prepared:
         @ case.grid.index_zyx_to_mm
     )
     box = tuple((int(lower), int(upper)) for lower, upper in crop)
-    return Prepared(np.asarray(resampled, np.float32), case.grid, upright, box, spacing_mm, to_network)
+    body = resize_any(body, resampled.shape[1:])
+    image = np.asarray(resampled, np.float32)
+    return Prepared(image, body, case.grid, upright, box, spacing_mm, to_network)
 
 
 def map_clicks(clicks: ClickSet, prepared: Prepared) -> ClickSet:

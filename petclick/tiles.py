@@ -4,10 +4,9 @@ Only the margin is kept, lesion logit minus background logit: for two classes it
 weights and sums are float32; where they are half precision, logits near a volume's border are rounded away.
 """
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
@@ -17,6 +16,10 @@ from torch import nn
 from petclick.device import autocast
 
 Corner = tuple[int, int, int]
+"""A tile's lowest voxel."""
+Box = tuple[slice, slice, slice]
+Work = tuple[int, int, int, str, str]
+"""What `Passes.work` gives."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,28 @@ class Passes:
     device: torch.device
     precision: torch.dtype
 
+    @property
+    def work(self) -> Work:
+        """What the bits of a result depend on: numbers of folds, mirrors and passes in a batch, and how."""
+        return len(self.networks), len(self.mirrors), self.batch, str(self.device), str(self.precision)
+
+    def first(self, n_folds: int, n_mirrors: int) -> "Passes":
+        """Only the first folds, at least one, and of each the first mirrors."""
+        return replace(
+            self, networks=self.networks[: max(n_folds, 1)], mirrors=self.mirrors[: max(n_mirrors, 1)]
+        )
+
 
 def all_mirrors(axes: Iterable[int]) -> tuple[tuple[int, ...], ...]:
     """Every combination of the spatial axes, the empty one first."""
     axes = tuple(axes)
     return tuple(flips for n in range(len(axes) + 1) for flips in itertools.combinations(axes, n))
+
+
+def tile_box(corner: Corner, patch: Sequence[int]) -> Box:
+    """The voxels of a tile."""
+    z, y, x = (slice(low, low + size) for low, size in zip(corner, patch, strict=True))
+    return z, y, x
 
 
 def pad_to_patch(image: torch.Tensor, patch: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
@@ -77,51 +97,37 @@ def predict_tile(tile: torch.Tensor, passes: Passes, on_pass: Callable[[int], ob
     return total / (len(passes.networks) * len(passes.mirrors))
 
 
-class KeptTiles:
-    """Margins of a case's tiles, each with a digest of the clicks that it saw, within a bound of host memory.
-
-    A click changes the input of the tiles that its stamp touches, and of no other.
-    """
-
-    def __init__(self, limit_gib: float) -> None:
-        self._limit_bytes = limit_gib * 2**30
-        self._tiles: dict[Corner, tuple[bytes, torch.Tensor]] = {}
-
-    def clear(self) -> None:
-        """Forget all: the images have changed."""
-        self._tiles.clear()
-
-    def find(self, corner: Corner, guidance: torch.Tensor) -> torch.Tensor | None:
-        """The tile's margin, if it was run with this guidance, (2, *patch)."""
-        digest, margin = self._tiles.get(corner, (b"", None))
-        return margin if digest == _digest(guidance) else None
-
-    def keep(self, corner: Corner, guidance: torch.Tensor, margin: torch.Tensor) -> None:
-        """Keep a tile's margin instead of its last one, where the bound allows."""
-        n_tiles = len(self._tiles.keys() | {corner})
-        if n_tiles * margin.nbytes <= self._limit_bytes:
-            self._tiles[corner] = (_digest(guidance), margin.cpu())
-
-
-def _digest(guidance: torch.Tensor) -> bytes:
-    return hashlib.blake2b(guidance.cpu().numpy().tobytes(), digest_size=16).digest()
-
-
 class Accumulator:
-    """Gaussian-weighted mean of overlapping tiles, float32 (*shape)."""
+    """Gaussian-weighted mean of overlapping tiles, float32, over a box of a volume."""
 
-    def __init__(self, shape: Sequence[int], patch: Sequence[int], device: torch.device) -> None:
-        self._patch = tuple(patch)
+    def __init__(self, box: Box, patch: Sequence[int], device: torch.device) -> None:
+        """Start with no tile; every slice of `box` has a start and a stop."""
+        self.box, self._patch = box, tuple(patch)
         self._weight = compute_gaussian(self._patch, 1.0 / 8, 10.0, torch.float32, device)
-        self._sum = torch.zeros(tuple(shape), dtype=torch.float32, device=device)
+        self._sum = torch.zeros([part.stop - part.start for part in box], dtype=torch.float32, device=device)
         self._weights = torch.zeros_like(self._sum)
 
-    def add(self, corner: Corner, margin: torch.Tensor) -> None:
-        """Add one tile's margin at its lower corner."""
-        where = tuple(slice(start, start + size) for start, size in zip(corner, self._patch, strict=True))
-        self._sum[where] += margin.to(self._sum.device) * self._weight
-        self._weights[where] += self._weight
+    def overlaps(self, corner: Corner) -> bool:
+        """Whether a tile reaches into the box."""
+        return all(
+            low < part.stop and low + size > part.start
+            for low, size, part in zip(corner, self._patch, self.box, strict=True)
+        )
 
-    def mean(self) -> torch.Tensor:
-        """The weighted mean; every voxel must be in some tile."""
-        return self._sum / self._weights
+    def add(self, corner: Corner, margin: torch.Tensor) -> None:
+        """Add a tile's margin, (*patch); every voxel gets the same sum in any box that holds it."""
+        both = [
+            (max(low, part.start), min(low + size, part.stop))
+            for low, size, part in zip(corner, self._patch, self.box, strict=True)
+        ]
+        of_tile = tuple(slice(a - low, b - low) for (a, b), low in zip(both, corner, strict=True))
+        of_box = tuple(
+            slice(a - part.start, b - part.start) for (a, b), part in zip(both, self.box, strict=True)
+        )
+        weight = self._weight[of_tile]
+        self._sum[of_box] += margin[of_tile].to(weight.device) * weight
+        self._weights[of_box] += weight
+
+    def mean(self, elsewhere: float) -> torch.Tensor:
+        """The weighted mean, `elsewhere` where no tile was added; ends the accumulator."""
+        return self._sum.div_(self._weights).masked_fill_(self._weights == 0, elsewhere)
