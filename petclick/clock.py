@@ -36,6 +36,10 @@ class Clock:
         self._pieces_s: deque[float] = deque(maxlen=WINDOW)
         self._best_s = float("inf")  # the best pace so far
 
+    def reserve(self, seconds: float) -> None:
+        """Keep more time for what comes after the last piece."""
+        self._reserve_s += seconds
+
     def fits(self) -> bool:
         """Whether the next piece fits. Once it does not, none does."""
         now_s = self._now()

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 Corner = tuple[int, int, int]
+"""A tile's lowest voxel."""
 
 
 def pass_order(n_networks: int, n_batches: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ weights and sums are float32; where they are half precision, logits near a volum
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
@@ -14,9 +14,9 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compu
 from torch import nn
 
 from petclick.device import autocast
+from petclick.schedule import Corner as Corner
+from petclick.schedule import pass_order
 
-Corner = tuple[int, int, int]
-"""A tile's lowest voxel."""
 Box = tuple[slice, slice, slice]
 Work = tuple[int, int, int, str, str]
 """What `Passes.work` gives."""
@@ -41,11 +41,12 @@ class Passes:
         """What the bits of a result depend on: numbers of folds, mirrors and passes in a batch, and how."""
         return len(self.networks), len(self.mirrors), self.batch, str(self.device), str(self.precision)
 
-    def first(self, n_folds: int, n_mirrors: int) -> "Passes":
-        """Only the first folds, at least one, and of each the first mirrors."""
-        return replace(
-            self, networks=self.networks[: max(n_folds, 1)], mirrors=self.mirrors[: max(n_mirrors, 1)]
-        )
+    @property
+    def batches(self) -> list[tuple[nn.Module, tuple[tuple[int, ...], ...]]]:
+        """What is run together, in the order of `schedule.pass_order`: a network, and the axes to flip."""
+        mirrors = [self.mirrors[i : i + self.batch] for i in range(0, len(self.mirrors), self.batch)]
+        order = pass_order(len(self.networks), len(mirrors))
+        return [(self.networks[network], mirrors[batch]) for network, batch in order]
 
 
 def all_mirrors(axes: Iterable[int]) -> tuple[tuple[int, ...], ...]:
@@ -84,17 +85,21 @@ def predict_tile(tile: torch.Tensor, passes: Passes, on_pass: Callable[[int], ob
         float32 (*patch).
     """
     total = torch.zeros(tile.shape[1:], dtype=torch.float32, device=tile.device)
-    with autocast(passes.device, passes.precision):
-        for network in passes.networks:
-            for start in range(0, len(passes.mirrors), passes.batch):
-                flips_here = passes.mirrors[start : start + passes.batch]
-                # Flips count the tile's spatial axes, behind the channel.
-                turned = [torch.flip(tile, [axis + 1 for axis in flips]) for flips in flips_here]
-                logits = network(torch.stack(turned)).float()
-                for margin, flips in zip(logits[:, 1] - logits[:, 0], flips_here, strict=True):
-                    total += torch.flip(margin, flips)
-                on_pass(len(flips_here))
+    for number, (_, mirrors) in enumerate(passes.batches):
+        add_batch(total, tile, passes, number)
+        on_pass(len(mirrors))
     return total / (len(passes.networks) * len(passes.mirrors))
+
+
+def add_batch(total: torch.Tensor, tile: torch.Tensor, passes: Passes, number: int) -> None:
+    """Add to `total`, float32 (*patch), the margins of one of `passes.batches` over a tile."""
+    network, mirrors = passes.batches[number]
+    # Flips count the tile's spatial axes, behind the channel.
+    turned = torch.stack([torch.flip(tile, [axis + 1 for axis in flips]) for flips in mirrors])
+    with autocast(passes.device, passes.precision):
+        logits = network(turned).float()
+    for margin, flips in zip(logits[:, 1] - logits[:, 0], mirrors, strict=True):
+        total += torch.flip(margin, flips)
 
 
 class Accumulator:
