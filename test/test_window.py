@@ -1,6 +1,5 @@
 """The sliding window: any prediction, after any others, has the bits of one from scratch."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +24,8 @@ from petclick.tiles import Passes, all_mirrors
 from petclick.window import Report, SlidingWindow
 
 CPU = torch.device("cpu")
-SPACING_MM = (3.0, 2.0, 2.5)
-PLAN = replace(make_plan(spacing_mm=SPACING_MM), patch_size=(8, 10, 12))
+SPACING_MM = (6.0, 5.0, 5.0)
+PLAN = replace(make_plan(spacing_mm=SPACING_MM), patch_size=(8, 12, 14))
 MODEL = Model(Path("model"), PLAN, GuidanceSpec(), (), ())
 
 
@@ -46,7 +45,7 @@ class Mixer(nn.Module):
 
 
 def make_passes(*networks: nn.Module) -> Passes:
-    return Passes(networks, all_mirrors((0, 2)), 2, CPU, torch.float32)
+    return Passes(networks, all_mirrors((2,)), 2, CPU, torch.float32)
 
 
 def draw(clicks: ClickSet, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -67,19 +66,19 @@ def lay(case: Prepared, skip_air: bool = True) -> SlidingWindow:
 @pytest.fixture(scope="module")
 def body() -> Prepared:
     """A body of noise in air that takes up much of the volume, as in PET/CT."""
-    shape, rng = (20, 60, 60), np.random.default_rng(0)
+    shape, rng = (13, 50, 54), np.random.default_rng(0)
     inside = np.zeros(shape, bool)
-    inside[3:, 24:39, 20:42] = True
+    inside[3:, 22:32, 20:36] = True
     ct = np.where(inside, 300 * rng.standard_normal(shape).clip(-1, 1), -1000).astype(np.float32)
     pet = np.where(inside, 6 * rng.random(shape), 0.1).astype(np.float32)
     return prepare(Case(ct, pet, Grid(shape[::-1], SPACING_MM[::-1]), "body"), PLAN, None)
 
 
 def points(n: int) -> st.SearchStrategy[list[tuple[int, int, int]]]:
-    return st.lists(st.tuples(st.integers(0, 19), st.integers(0, 59), st.integers(0, 59)), max_size=n)
+    return st.lists(st.tuples(*(st.integers(0, n - 1) for n in (13, 50, 54))), max_size=n)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     data=st.data(),
     room=st.sampled_from([0, 5, 17, 10_000]),
@@ -99,12 +98,12 @@ def test_any_sequence_of_clicks_gives_the_bits_of_a_prediction_from_scratch(
     folder = tmp_path_factory.getbasetemp() if spilled else None
     store = KeptTiles(room * 4 * np.prod(PLAN.patch_size) / 2**30, folder)
     window, tumor, background = lay(body, skip_air), [], []
-    for _ in range(data.draw(st.integers(1, 6))):
+    for _ in range(data.draw(st.integers(1, 5))):
         step = data.draw(st.sampled_from(["more", "undo", "move", "clear"]))
         if step == "more":
             tumor, background = tumor + data.draw(points(2)), background + data.draw(points(2))
         elif step == "move":
-            tumor = [tuple(np.minimum(np.add(p, (0, 1, 3)), (19, 59, 59))) for p in tumor]
+            tumor = [tuple(np.minimum(np.add(p, (0, 1, 3)), (12, 49, 53))) for p in tumor]
         else:
             tumor, background = (tumor[:-1], background) if step == "undo" else ([], [])
         clicks = click_set(tumor, background)
@@ -115,7 +114,7 @@ def test_any_sequence_of_clicks_gives_the_bits_of_a_prediction_from_scratch(
 def test_one_click_runs_the_tiles_that_its_stamp_touches_and_undo_runs_none(body: Prepared) -> None:
     network = Mixer()
     passes, store, window = make_passes(network), KeptTiles(1), lay(body)
-    few, more = click_set([], [[8, 30, 30]]), click_set([[12, 27, 30]], [[8, 30, 30]])
+    few, more = click_set([], [[8, 29, 28]]), click_set([[9, 27, 30]], [[8, 29, 28]])
     _, first = predict(window, few, passes, store)
     network.passes = 0
     _, second = predict(window, more, passes, store)
@@ -133,7 +132,7 @@ def test_one_click_runs_the_tiles_that_its_stamp_touches_and_undo_runs_none(body
 
 def test_tiles_of_air_are_background_and_all_else_keeps_its_bits(body: Prepared) -> None:
     """Up to the margin around a body nothing changes, for whatever the network makes of air."""
-    passes, clicks = make_passes(Mixer()), click_set([[12, 27, 30]], [])
+    passes, clicks = make_passes(Mixer()), click_set([[9, 27, 30]], [])
     skipped, report = predict(lay(body), clicks, passes)
     full, _ = predict(lay(body, skip_air=False), clicks, passes)
     assert 0.3 < report.empty / report.total < 0.9
@@ -151,7 +150,7 @@ def test_a_click_in_the_air_runs_its_tiles(body: Prepared) -> None:
     _, without = predict(window, click_set([], []), passes)
     margin, report = predict(window, click_set([[2, 3, 3]], []), passes)
     assert report.empty < without.empty
-    assert margin[2, 3, 3] > BACKGROUND_MARGIN
+    assert margin[2, 3, 3] != BACKGROUND_MARGIN
     assert (
         predict(window, click_set([], []), passes)[0] == predict(lay(body), click_set([], []), passes)[0]
     ).all()
@@ -171,8 +170,9 @@ def test_passes_that_are_left_out_are_run_once_there_is_time(body: Prepared) -> 
         for network in networks:
             network.passes = 0
         margin, report = window.predict(clicks, passes, store, draw, tqdm(disable=True), choose)
+        margin = margin.clone()
         assert report.reduced == 5
-        assert (networks[0].passes == 4 * (report.ran - 5) + 5) is ran
+        assert (networks[0].passes == 2 * (report.ran - 5) + 5) is ran
     assert asked[: report.ran] != asked[report.ran :]
     assert asked[0] == report.total - report.empty
     whole, report = predict(window, clicks, passes, store)
@@ -194,9 +194,9 @@ def test_a_volume_smaller_than_a_tile_sees_zeros_around_its_images_and_stamps() 
     clicks = click_set([[0, 4, 6]], [])
     margin, _ = predict(lay(prepared), clicks, replace(make_passes(Recorder()), mirrors=((),)))
     assert margin.shape == (5, 10, 7)
-    expected = torch.zeros(4, 8, 10, 12)
-    expected[:2, 1:6, :, 2:9] = torch.from_numpy(prepared.image)
-    expected[2:, 1:6, :, 2:9] = draw(map_clicks(clicks, prepared), (5, 10, 7))
+    expected = torch.zeros(4, 8, 12, 14)
+    expected[:2, 1:6, 1:11, 3:10] = torch.from_numpy(prepared.image)
+    expected[2:, 1:6, 1:11, 3:10] = draw(map_clicks(clicks, prepared), (5, 10, 7))
     assert torch.equal(seen[0], expected)
 
 
@@ -204,6 +204,3 @@ def test_body_is_what_is_denser_than_air_or_takes_up_tracer() -> None:
     ct = np.array([-1000, AIR_BELOW_HU, -1000, 40], np.float32)
     pet = np.array([0.1, 0.0, UPTAKE_FROM_SUV, 3], np.float32)
     np.testing.assert_array_equal(find_body(ct, pet), [False, True, True, True])
-
-
-Resize = Callable[..., object]
