@@ -3,7 +3,9 @@
 `SlidingWindow` knows a store only by the methods of `Store`.
 """
 
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -12,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from petclick.errors import InputError
 from petclick.tiles import Corner, Work
 
 
@@ -54,7 +57,7 @@ class KeptTiles:
     """
 
     def __init__(self, limit_gib: float, folder: Path | None = None) -> None:
-        """Keep at most `limit_gib`, in memory, or else mapped from a file in `folder`."""
+        """Keep at most `limit_gib`, in memory, or else mapped from a file in `folder` that has this size."""
         self._limit_bytes, self._folder = limit_gib * 2**30, folder
         self.clear()
 
@@ -62,7 +65,7 @@ class KeptTiles:
         """Forget all: the images have changed."""
         self._tiles: dict[TileKey, torch.Tensor] = {}  # the longest unused first
         self._used: set[TileKey] = set()
-        self._file = None if self._folder is None else TemporaryFile(dir=self._folder)  # noqa: SIM115
+        self._places: Iterator[torch.Tensor] | None = None
 
     def start(self) -> None:
         """As in `Store`."""
@@ -84,23 +87,34 @@ class KeptTiles:
         """As in `Store`."""
         if key in self._tiles:
             return
-        n_most = int(self._limit_bytes // margin.nbytes)
-        if len(self._tiles) < n_most:
-            place = self._new_place(margin)
-        else:
-            oldest = next(iter(self._tiles), None)
-            place = None if oldest is None or oldest in self._used else self._tiles.pop(oldest)
+        if self._places is None:
+            self._places = self._new_places(margin.shape)
+        place = next(self._places, None)
+        oldest = next(iter(self._tiles), None)
+        if place is None and oldest is not None and oldest not in self._used:
+            place = self._tiles.pop(oldest)
         if place is not None:
             self._tiles[key] = place.copy_(margin)
             self._used.add(key)
 
-    def _new_place(self, margin: torch.Tensor) -> torch.Tensor | None:
-        """Memory for one more tile; None where the file's disk is full."""
-        if self._file is None:
-            return torch.empty(margin.shape)
-        offset = len(self._tiles) * margin.nbytes
-        try:  # a hole in the file would end the process, were the disk full once it is written to
-            os.posix_fallocate(self._file.fileno(), offset, margin.nbytes)
-        except OSError:
-            return None
-        return torch.from_numpy(np.memmap(self._file, np.float32, "r+", offset, tuple(margin.shape)))
+    def _new_places(self, shape: torch.Size) -> Iterator[torch.Tensor]:
+        """Memory for as many tiles as the bound allows."""
+        n_tiles = int(self._limit_bytes // (shape.numel() * 4))
+        if self._folder is None:
+            return (torch.empty(shape) for _ in range(n_tiles))
+        return iter(_mapped_file(self._folder, (n_tiles, *shape)) if n_tiles else ())
+
+
+def _mapped_file(folder: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    """A float32 array in a new file, which is gone with the array.
+
+    Raises:
+        InputError: the file cannot be made, or the disk has no room.
+    """
+    try:
+        with TemporaryFile(dir=folder) as file:
+            # a hole in the file would end the process, were the disk full once it is written to
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * 4)
+            return torch.from_numpy(np.memmap(file, np.float32, "r+", 0, shape))
+    except OSError as error:
+        raise InputError(folder, f"must have room for results of tiles ({error.strerror})") from error

@@ -1,6 +1,5 @@
 """The sliding window: any prediction, after any others, has the bits of one from scratch."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,19 +14,18 @@ from tqdm import tqdm
 
 from petclick.body import AIR_BELOW_HU, MARGIN_MM, UPTAKE_FROM_SUV, find_body
 from petclick.clicks import ClickSet, click_set
-from petclick.clock import Clock
 from petclick.grid import Grid
 from petclick.guidance import GuidanceSpec, encode
 from petclick.images import Case
-from petclick.kept import KeptTiles, Store, TileKey
+from petclick.kept import KeptTiles, Store
 from petclick.model import Model
 from petclick.preprocess import BACKGROUND_MARGIN, Prepared, map_clicks, prepare
 from petclick.tiles import Passes, all_mirrors
 from petclick.window import Report, SlidingWindow
 
 CPU = torch.device("cpu")
-SPACING_MM = (3.0, 2.0, 2.5)
-PLAN = replace(make_plan(spacing_mm=SPACING_MM), patch_size=(8, 10, 12))
+SPACING_MM = (6.0, 5.0, 5.0)
+PLAN = replace(make_plan(spacing_mm=SPACING_MM), patch_size=(8, 12, 14))
 MODEL = Model(Path("model"), PLAN, GuidanceSpec(), (), ())
 
 
@@ -47,7 +45,7 @@ class Mixer(nn.Module):
 
 
 def make_passes(*networks: nn.Module) -> Passes:
-    return Passes(networks, all_mirrors((0, 2)), 2, CPU, torch.float32)
+    return Passes(networks, all_mirrors((2,)), 2, CPU, torch.float32)
 
 
 def draw(clicks: ClickSet, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -68,19 +66,19 @@ def lay(case: Prepared, skip_air: bool = True) -> SlidingWindow:
 @pytest.fixture(scope="module")
 def body() -> Prepared:
     """A body of noise in air that takes up much of the volume, as in PET/CT."""
-    shape, rng = (20, 60, 60), np.random.default_rng(0)
+    shape, rng = (13, 50, 54), np.random.default_rng(0)
     inside = np.zeros(shape, bool)
-    inside[3:, 24:39, 20:42] = True
+    inside[3:, 22:32, 20:36] = True
     ct = np.where(inside, 300 * rng.standard_normal(shape).clip(-1, 1), -1000).astype(np.float32)
     pet = np.where(inside, 6 * rng.random(shape), 0.1).astype(np.float32)
     return prepare(Case(ct, pet, Grid(shape[::-1], SPACING_MM[::-1]), "body"), PLAN, None)
 
 
 def points(n: int) -> st.SearchStrategy[list[tuple[int, int, int]]]:
-    return st.lists(st.tuples(st.integers(0, 19), st.integers(0, 59), st.integers(0, 59)), max_size=n)
+    return st.lists(st.tuples(*(st.integers(0, n - 1) for n in (13, 50, 54))), max_size=n)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     data=st.data(),
     room=st.sampled_from([0, 5, 17, 10_000]),
@@ -100,12 +98,12 @@ def test_any_sequence_of_clicks_gives_the_bits_of_a_prediction_from_scratch(
     folder = tmp_path_factory.getbasetemp() if spilled else None
     store = KeptTiles(room * 4 * np.prod(PLAN.patch_size) / 2**30, folder)
     window, tumor, background = lay(body, skip_air), [], []
-    for _ in range(data.draw(st.integers(1, 6))):
+    for _ in range(data.draw(st.integers(1, 5))):
         step = data.draw(st.sampled_from(["more", "undo", "move", "clear"]))
         if step == "more":
             tumor, background = tumor + data.draw(points(2)), background + data.draw(points(2))
         elif step == "move":
-            tumor = [tuple(np.minimum(np.add(p, (0, 1, 3)), (19, 59, 59))) for p in tumor]
+            tumor = [tuple(np.minimum(np.add(p, (0, 1, 3)), (12, 49, 53))) for p in tumor]
         else:
             tumor, background = (tumor[:-1], background) if step == "undo" else ([], [])
         clicks = click_set(tumor, background)
@@ -116,7 +114,7 @@ def test_any_sequence_of_clicks_gives_the_bits_of_a_prediction_from_scratch(
 def test_one_click_runs_the_tiles_that_its_stamp_touches_and_undo_runs_none(body: Prepared) -> None:
     network = Mixer()
     passes, store, window = make_passes(network), KeptTiles(1), lay(body)
-    few, more = click_set([], [[8, 30, 30]]), click_set([[12, 27, 30]], [[8, 30, 30]])
+    few, more = click_set([], [[8, 29, 28]]), click_set([[9, 27, 30]], [[8, 29, 28]])
     _, first = predict(window, few, passes, store)
     network.passes = 0
     _, second = predict(window, more, passes, store)
@@ -134,7 +132,7 @@ def test_one_click_runs_the_tiles_that_its_stamp_touches_and_undo_runs_none(body
 
 def test_tiles_of_air_are_background_and_all_else_keeps_its_bits(body: Prepared) -> None:
     """Up to the margin around a body nothing changes, for whatever the network makes of air."""
-    passes, clicks = make_passes(Mixer()), click_set([[12, 27, 30]], [])
+    passes, clicks = make_passes(Mixer()), click_set([[9, 27, 30]], [])
     skipped, report = predict(lay(body), clicks, passes)
     full, _ = predict(lay(body, skip_air=False), clicks, passes)
     assert 0.3 < report.empty / report.total < 0.9
@@ -152,106 +150,10 @@ def test_a_click_in_the_air_runs_its_tiles(body: Prepared) -> None:
     _, without = predict(window, click_set([], []), passes)
     margin, report = predict(window, click_set([[2, 3, 3]], []), passes)
     assert report.empty < without.empty
-    assert margin[2, 3, 3] > BACKGROUND_MARGIN
+    assert margin[2, 3, 3] != BACKGROUND_MARGIN
     assert (
         predict(window, click_set([], []), passes)[0] == predict(lay(body), click_set([], []), passes)[0]
     ).all()
-
-
-class Allowed(Clock):
-    """A clock that lets so many batches through."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__(float("inf"), 0)
-        self.left = n
-
-    def fits(self) -> bool:
-        self.left -= 1
-        return self.left >= 0
-
-
-def limited(
-    window: SlidingWindow, clicks: ClickSet, passes: Passes, store: Store, n: int
-) -> tuple[torch.Tensor, Report]:
-    margin, report = window.predict(clicks, passes, store, draw, tqdm(disable=True), Allowed(n))
-    return margin.clone(), report
-
-
-def test_a_limit_that_allows_everything_changes_no_bit(body: Prepared) -> None:
-    passes, clicks = make_passes(Mixer(), Mixer(-0.4)), click_set([[12, 27, 30]], [[8, 30, 30]])
-    margin, report = limited(lay(body), clicks, passes, KeptTiles(1), 10**6)
-    assert torch.equal(margin, predict(lay(body), clicks, passes)[0])
-    assert set(report.batches) == {4}
-    assert report.ran == report.total - report.empty == len(report.batches)
-
-
-def test_more_time_is_more_passes_and_a_margin_closer_to_the_whole(body: Prepared) -> None:
-    """Networks that are noisy versions of one another, as folds are."""
-    passes, clicks = make_passes(*(Mixer(f) for f in (0.8, 1.3, 0.9, 1.0))), click_set([[12, 27, 30]], [])
-    whole, report = predict(lay(body), clicks, passes)
-    n_tiles = report.ran
-    errors = []
-    for n in (0, 1, n_tiles // 2, n_tiles, 2 * n_tiles, 5 * n_tiles, 8 * n_tiles):
-        margin, report = limited(lay(body), clicks, passes, KeptTiles(0), n)
-        assert sum(report.batches) == n
-        assert margin.isfinite().all()
-        errors.append(float((margin - whole).abs().mean()))
-        if n == 0:
-            assert (margin == BACKGROUND_MARGIN).all()
-        if n >= n_tiles // 2:
-            assert not (margin[torch.from_numpy(body.body)] == BACKGROUND_MARGIN).any(), "all is covered"
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] == 0
-
-
-def test_the_first_tile_is_one_with_a_click(body: Prepared) -> None:
-    margin, _ = limited(lay(body), click_set([[15, 36, 25]], []), make_passes(Mixer()), KeptTiles(0), 1)
-    assert margin[15, 36, 25] != BACKGROUND_MARGIN
-
-
-def test_what_a_limit_cut_short_goes_on_where_it_stopped(
-    body: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither taken for the whole, nor run again."""
-    monkeypatch.setattr("petclick.refine.SAVE_S", 60)  # however busy the machine
-    networks = [Mixer(), Mixer(-0.4)]
-    passes, store, clicks = make_passes(*networks), KeptTiles(1), click_set([[12, 27, 30]], [])
-    window = lay(body)
-    whole, report = predict(lay(body), clicks, passes)
-    n_tiles = report.ran
-    for network in networks:
-        network.passes = 0
-    for n in (n_tiles // 2, n_tiles, 0, n_tiles, 10 * n_tiles):
-        margin, report = limited(window, clicks, passes, store, n)
-        assert torch.equal(margin, whole) == (n > n_tiles)
-    assert sum(network.passes for network in networks) == n_tiles * 2 * 4
-    margin, report = limited(window, clicks, passes, store, 0)
-    assert torch.equal(margin, whole)
-    assert report.ran == 0
-
-
-def test_without_a_limit_what_was_cut_short_is_run_whole(body: Prepared) -> None:
-    passes, store, clicks = make_passes(Mixer(), Mixer(-0.4)), KeptTiles(1), click_set([], [])
-    window = lay(body)
-    for n in (0, 30):
-        limited(window, clicks, passes, store, n)
-        margin, _ = predict(window, clicks, passes, store)
-        assert torch.equal(margin, predict(lay(body), clicks, passes)[0])
-        store.clear()
-
-
-def test_a_store_that_promises_what_it_does_not_have_leaves_no_hole(body: Prepared) -> None:
-    class Forgetful(KeptTiles):
-        def __contains__(self, key: TileKey) -> bool:
-            return True
-
-        def find(self, key: TileKey) -> torch.Tensor | None:
-            return None
-
-    passes, clicks = make_passes(Mixer()), click_set([[12, 27, 30]], [])
-    whole, _ = predict(lay(body), clicks, passes)
-    assert torch.equal(predict(lay(body), clicks, passes, Forgetful(1))[0], whole)
-    assert torch.equal(limited(lay(body), clicks, passes, Forgetful(1), 10**6)[0], whole)
 
 
 def test_a_volume_smaller_than_a_tile_sees_zeros_around_its_images_and_stamps() -> None:
@@ -267,9 +169,9 @@ def test_a_volume_smaller_than_a_tile_sees_zeros_around_its_images_and_stamps() 
     clicks = click_set([[0, 4, 6]], [])
     margin, _ = predict(lay(prepared), clicks, replace(make_passes(Recorder()), mirrors=((),)))
     assert margin.shape == (5, 10, 7)
-    expected = torch.zeros(4, 8, 10, 12)
-    expected[:2, 1:6, :, 2:9] = torch.from_numpy(prepared.image)
-    expected[2:, 1:6, :, 2:9] = draw(map_clicks(clicks, prepared), (5, 10, 7))
+    expected = torch.zeros(4, 8, 12, 14)
+    expected[:2, 1:6, 1:11, 3:10] = torch.from_numpy(prepared.image)
+    expected[2:, 1:6, 1:11, 3:10] = draw(map_clicks(clicks, prepared), (5, 10, 7))
     assert torch.equal(seen[0], expected)
 
 
@@ -277,6 +179,3 @@ def test_body_is_what_is_denser_than_air_or_takes_up_tracer() -> None:
     ct = np.array([-1000, AIR_BELOW_HU, -1000, 40], np.float32)
     pet = np.array([0.1, 0.0, UPTAKE_FROM_SUV, 3], np.float32)
     np.testing.assert_array_equal(find_body(ct, pet), [False, True, True, True])
-
-
-Resize = Callable[..., object]
