@@ -64,7 +64,15 @@ def run() -> dict[str, float]:
 
 def _seconds(folder: Path, cache: Path | None) -> float:
     """Wall time of one call in a process of its own."""
-    flags: list[str | Path] = ["--input", folder / "in", "--output", folder / "out", "--cache", cache or "none", "--quiet"]
+    flags: list[str | Path] = [
+        "--input",
+        folder / "in",
+        "--output",
+        folder / "out",
+        "--cache",
+        cache or "none",
+        "--quiet",
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PETCLICK_")}
     start = time.perf_counter()
     subprocess.run([sys.executable, INFERENCE, *flags], env=environment, check=True)

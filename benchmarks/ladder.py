@@ -27,9 +27,17 @@ from petclick.guidance import encode
 from petclick.images import Case
 from petclick.model import Model, load_model, load_network
 from petclick.postprocess import postprocess
-from petclick.preprocess import Prepared, map_clicks, prepare, restore
+from petclick.preprocess import BACKGROUND_MARGIN, Prepared, map_clicks, prepare, restore
 from petclick.schedule import Corner, covering
-from petclick.tiles import Accumulator, Passes, all_mirrors, pad_to_patch, predict_tile, tile_corners
+from petclick.tiles import (
+    Accumulator,
+    Passes,
+    all_mirrors,
+    pad_to_patch,
+    predict_tile,
+    tile_box,
+    tile_corners,
+)
 from training.convert import find_patients, read_patient
 from training.preprocess import STARTER_SPLITS
 
@@ -90,14 +98,14 @@ class CaseMargins:
 
     def mask(self, folds: list[int], rung: Rung) -> Mask:
         """The rung's mask, made of these folds."""
-        sums = Accumulator(self._shape, self._model.plan.patch_size, CPU)
+        sums = Accumulator(tile_box((0, 0, 0), self._shape), self._model.plan.patch_size, CPU)
         for place, corner in enumerate(self._corners):
             if rung.step == 0.5 or corner in self._first:
                 chosen = [
                     self._tiles[fold][mirror][place] for fold in folds for mirror in range(rung.mirrors)
                 ]
                 sums.add(corner, torch.stack(chosen).mean(0))
-        margin = restore(sums.mean()[self._unpad], self._prepared, self._model.plan)
+        margin = restore(sums.mean(BACKGROUND_MARGIN)[self._unpad], self._prepared, self._model.plan)
         grid, spec = self._prepared.case_grid, self._model.spec.postprocess
         return postprocess(margin, self._case.pet_suv, self._clicks, grid, spec)
 

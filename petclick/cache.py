@@ -103,6 +103,10 @@ class TileCache:
         self._used.clear()
         self._full = False
 
+    def has(self, key: bytes) -> bool:
+        """Whether there is a file for this key; `find` tells whether it is sound."""
+        return os.path.lexists(self._path(key))
+
     def find(self, key: bytes, shape: Sequence[int]) -> Array | None:
         """The values of this key and shape, an array of the caller's own, if they are there and sound."""
         path = self._path(key)

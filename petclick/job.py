@@ -84,7 +84,13 @@ def load_predictor(options: Namespace) -> "Predictor":
     from petclick.predictor import Predictor, Settings
 
     settings = Settings(
-        options.device, options.precision, options.mirror_axes, options.step_size, progress=not options.quiet
+        options.device,
+        options.precision,
+        options.mirror_axes,
+        options.step_size,
+        cache=options.cache,
+        cache_gib=options.cache_gib,
+        progress=not options.quiet,
     )
     return Predictor(load_model(options.model, options.folds), settings)
 
