@@ -112,7 +112,7 @@ def choose_cache(wish: Path | None) -> Path | None:
 
 def _end_without_network(job: Job) -> None:
     """Write a mask in time, though not a good one, and end the process whatever it is at."""
-    logger.warning("time limit: no time for the network; all is background")
+    logger.warning("time limit: no time for the network, all is background")
     try:
         write_result(job, np.zeros(job.case.grid.shape_zyx, np.uint8), None)
     except Exception as error:
