@@ -173,9 +173,9 @@ from petclick.cli import main
 from petclick.predictor import Predictor
 Predictor.set_case = lambda *_: time.sleep(1000)
 """
-    wall_s, result = run(arguments, {"PETCLICK_TIME_LIMIT": "10"}, code.strip() + "\nif True: pass")
+    wall_s, result = run(arguments, {"PETCLICK_TIME_LIMIT": "6"}, code.strip() + "\nif True: pass")
     assert result.returncode == 0
-    assert 8 < wall_s < 10
+    assert 4 < wall_s < 60, "not 1000, however busy the machine"
     assert not mask_of(tmp_path).any()
 
 
