@@ -4,8 +4,10 @@ Only the margin is kept, lesion logit minus background logit: for two classes it
 weights and sums are float32; where they are half precision, logits near a volume's border are rounded away.
 """
 
+import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,12 +15,12 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from torch import nn
 
-from petclick.device import autocast
+from petclick.device import autocast, workers
 
 Corner = tuple[int, int, int]
 """A tile's lowest voxel."""
 Box = tuple[slice, slice, slice]
-Work = tuple[int, int, int, str, str]
+Work = tuple[int, int, int, str]
 """What `Passes.work` gives."""
 
 
@@ -27,7 +29,8 @@ class Passes:
     """How each tile is run.
 
     networks: one a fold; mirrors: the axes that each pass flips, () first; batch: passes of one network that
-    are run together; device, precision: of the forward passes.
+    are run together; device, precision: of the forward passes; workers, threads: on a CPU, how many batches
+    run beside each other, and with how many threads each.
     """
 
     networks: Sequence[nn.Module]
@@ -35,11 +38,14 @@ class Passes:
     batch: int
     device: torch.device
     precision: torch.dtype
+    workers: int = 1
+    threads: int = 1
 
     @property
     def work(self) -> Work:
         """What the bits of a result depend on: numbers of folds, mirrors and passes in a batch, and how."""
-        return len(self.networks), len(self.mirrors), self.batch, str(self.device), str(self.precision)
+        where = f"{self.device}, {self.precision}, {self.threads} threads"
+        return len(self.networks), len(self.mirrors), self.batch, where
 
     def first(self, n_folds: int, n_mirrors: int) -> "Passes":
         """Only the first folds, at least one, and of each the first mirrors."""
@@ -83,18 +89,47 @@ def predict_tile(tile: torch.Tensor, passes: Passes, on_pass: Callable[[int], ob
     Returns:
         float32 (*patch).
     """
+    units = [
+        (network, passes.mirrors[start : start + passes.batch])
+        for network in passes.networks
+        for start in range(0, len(passes.mirrors), passes.batch)
+    ]
     total = torch.zeros(tile.shape[1:], dtype=torch.float32, device=tile.device)
-    with autocast(passes.device, passes.precision):
-        for network in passes.networks:
-            for start in range(0, len(passes.mirrors), passes.batch):
-                flips_here = passes.mirrors[start : start + passes.batch]
-                # Flips count the tile's spatial axes, behind the channel.
-                turned = [torch.flip(tile, [axis + 1 for axis in flips]) for flips in flips_here]
-                logits = network(torch.stack(turned)).float()
-                for margin, flips in zip(logits[:, 1] - logits[:, 0], flips_here, strict=True):
-                    total += torch.flip(margin, flips)
-                on_pass(len(flips_here))
+    results = _in_order([functools.partial(_run_batch, tile, *unit, passes) for unit in units], passes)
+    with contextlib.closing(results):
+        for margins in results:
+            for margin in margins:  # in the same order, whichever ends first
+                total += margin
+            on_pass(len(margins))
     return total / (len(passes.networks) * len(passes.mirrors))
+
+
+def _run_batch(
+    tile: torch.Tensor, network: nn.Module, flips: Sequence[tuple[int, ...]], passes: Passes
+) -> list[torch.Tensor]:
+    """Margins of a tile's mirrored passes, flipped back."""
+    with torch.inference_mode(), autocast(passes.device, passes.precision):
+        # Flips count the tile's spatial axes, behind the channel.
+        turned = torch.stack([torch.flip(tile, [axis + 1 for axis in axes]) for axes in flips])
+        logits = network(turned).float()
+        margins = logits[:, 1] - logits[:, 0]
+        return [torch.flip(margin, axes) for margin, axes in zip(margins, flips, strict=True)]
+
+
+def _in_order(
+    calls: Sequence[Callable[[], list[torch.Tensor]]], passes: Passes
+) -> Generator[list[torch.Tensor]]:
+    """Results of calls in their order, by the passes' workers; none is started once this is closed."""
+    if passes.workers == 1:
+        yield from (call() for call in calls)
+        return
+    futures = [workers(passes.workers, passes.threads).submit(call) for call in calls]
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 class Accumulator:
