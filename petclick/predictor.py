@@ -25,13 +25,14 @@ from tqdm import tqdm
 from petclick.cache import TileCache
 from petclick.clicks import ClickSet, click_set
 from petclick.clock import Clock
-from petclick.device import choose_device, choose_precision
+from petclick.device import choose_device, choose_precision, set_up_cpu
 from petclick.errors import InputError, PetclickError
 from petclick.guidance import encode
 from petclick.images import Case
 from petclick.kept import KeptTiles
 from petclick.lasting import LastingTiles
 from petclick.model import Model, load_network
+from petclick.placement import place, place_on_cpu
 from petclick.postprocess import postprocess
 from petclick.preprocess import BACKGROUND_MARGIN, Prepared, map_clicks, prepare, restore
 from petclick.tiles import Passes, all_mirrors, predict_tile
@@ -39,9 +40,6 @@ from petclick.window import SlidingWindow
 
 logger = logging.getLogger(__name__)
 
-CPU_BATCH = 2
-"""Mirrored passes that a CPU runs together; one leaves half of oneDNN's speed, more only cost memory."""
-CUDA_BATCH = 8
 EXPORT_S, EXPORT_PER_RESTORE = 0.3, 5.0
 """What may pass from the margin to the mask: so long, and so many times what restoring the margin takes.
 
@@ -82,6 +80,7 @@ class Predictor:
         Raises:
             InputError: weights that do not fit, a device that is not there, axes or a step out of range.
         """
+        set_up_cpu()
         settings = settings or Settings()
         if not 0 < settings.step_size <= 1:
             raise InputError("--step-size", "must be above 0, up to 1", settings.step_size)
@@ -94,9 +93,9 @@ class Predictor:
         passes = Passes(networks, all_mirrors(sorted(set(axes))), 1, device, precision)
         self._model, self._settings = model, settings
         try:
-            self._passes, self._results_device = _place(passes, device), device
+            self._passes, self._results_device = place(passes, model.plan, device), device
         except torch.OutOfMemoryError:
-            self._passes, self._results_device = _place_on_cpu(passes), torch.device("cpu")
+            self._passes, self._results_device = place_on_cpu(passes, model.plan), torch.device("cpu")
             logger.warning("the GPU is out of memory: the CPU takes over")
         self._case: Prepared | None = None
         self._window: SlidingWindow | None = None
@@ -257,9 +256,10 @@ class Predictor:
             self._results_device, step = torch.device("cpu"), "results are kept on the host"
             window.to(self._results_device)
         elif passes.batch > 1:
-            self._passes, step = replace(passes, batch=1), "mirrored passes run one by one"
+            self._passes = replace(passes, batch=passes.batch // 2)
+            step = f"mirrored passes run {self._passes.batch} at a time"
         elif passes.device.type == "cuda":
-            self._passes, step = _place_on_cpu(passes), "the CPU takes over"
+            self._passes, step = place_on_cpu(passes, self._model.plan), "the CPU takes over"
             self._kept.clear()  # for tiles of the CPU, which gives other bits
         else:
             raise PetclickError("out of memory on the CPU, too")
@@ -283,20 +283,6 @@ class Predictor:
 
     def _progress_bar(self) -> "tqdm[Any]":
         return tqdm(desc="predicting", unit="pass", disable=not self._settings.progress)
-
-
-def _place(passes: Passes, device: torch.device) -> Passes:
-    """The same passes on another device, in the memory layout that is fast there."""
-    layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
-    # memory_format is missing from PyTorch's own stubs
-    networks = [network.to(device, memory_format=layout) for network in passes.networks]  # type: ignore[call-overload]
-    batch = CPU_BATCH if device.type == "cpu" else CUDA_BATCH
-    return replace(passes, networks=networks, device=device, batch=min(batch, len(passes.mirrors)))
-
-
-def _place_on_cpu(passes: Passes) -> Passes:
-    cpu = torch.device("cpu")
-    return _place(replace(passes, precision=choose_precision("auto", cpu)), cpu)
 
 
 def _name(precision: torch.dtype) -> str:

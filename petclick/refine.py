@@ -1,5 +1,6 @@
 """Tiles under a time limit: sums of passes grow in the order of `petclick.schedule`, until time is up."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ import torch
 from petclick.clock import Clock
 from petclick.kept import Store, TileKey
 from petclick.schedule import Corner
-from petclick.tiles import Passes, add_batch
+from petclick.tiles import Passes, run_batches
 
 SAVE_S, SAVE_S_PER_BYTE = 0.1, 1e-8
 """Time set aside for keeping the results of tiles that are not complete; what takes longer is not kept."""
@@ -55,23 +56,28 @@ def refine(
     for corner, key in tiles.items():
         if begun := _begun(key, n_batches, store):
             sums[corner] = begun
-    for number, corners in order:
-        for corner in corners:
-            if corner in sums and sums[corner].n_batches > number:
-                continue
-            if not clock.fits():
-                _save(sums, tiles, n_batches, store)
-                return sums
-            tile = load(tiles[corner])
+    pending = (
+        (corner, number)
+        for number, corners in order
+        for corner in corners
+        if corner not in sums or sums[corner].n_batches <= number
+    )
+    while work := list(itertools.islice(pending, passes.workers)):
+        if not clock.fits():
+            _save(sums, tiles, n_batches, store)
+            break
+        inputs = [(load(tiles[corner]), number) for corner, number in work]
+        results = run_batches([(tile.to(passes.device), number) for tile, number in inputs], passes)
+        for (corner, number), (tile, _), margins in zip(work, inputs, results, strict=True):
             each = sums.setdefault(corner, TileSum(0, torch.zeros_like(tile[0])))
-            total = each.total.to(passes.device)
-            add_batch(total, tile.to(passes.device), passes, number)
-            each.n_batches, each.total = number + 1, total.to(tile.device)
-            if passes.device.type == "cuda":
-                torch.cuda.synchronize(passes.device)  # pragma: cuda  # or the clock sees no work
+            for margin in margins:
+                each.total += margin.to(tile.device)
+            each.n_batches = number + 1
             if each.n_batches == n_batches:
                 store.keep(tiles[corner], each.mean(passes))
-            on_pass(len(passes.batches[number][1]))
+            on_pass(len(margins))
+        if passes.device.type == "cuda":
+            torch.cuda.synchronize(passes.device)  # pragma: cuda  # or the clock sees nothing of the work
     return sums
 
 

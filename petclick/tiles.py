@@ -4,8 +4,10 @@ Only the margin is kept, lesion logit minus background logit: for two classes it
 weights and sums are float32; where they are half precision, logits near a volume's border are rounded away.
 """
 
+import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +15,12 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from torch import nn
 
-from petclick.device import autocast
+from petclick.device import autocast, workers
 from petclick.schedule import Corner as Corner
 from petclick.schedule import pass_order
 
 Box = tuple[slice, slice, slice]
-Work = tuple[int, int, int, str, str]
+Work = tuple[int, int, int, str]
 """What `Passes.work` gives."""
 
 
@@ -27,7 +29,8 @@ class Passes:
     """How each tile is run.
 
     networks: one a fold; mirrors: the axes that each pass flips, () first; batch: passes of one network that
-    are run together; device, precision: of the forward passes.
+    are run together; device, precision: of the forward passes; workers, threads: on a CPU, how many batches
+    run beside each other, and with how many threads each.
     """
 
     networks: Sequence[nn.Module]
@@ -35,11 +38,14 @@ class Passes:
     batch: int
     device: torch.device
     precision: torch.dtype
+    workers: int = 1
+    threads: int = 1
 
     @property
     def work(self) -> Work:
         """What the bits of a result depend on: numbers of folds, mirrors and passes in a batch, and how."""
-        return len(self.networks), len(self.mirrors), self.batch, str(self.device), str(self.precision)
+        where = f"{self.device}, {self.precision}, {self.threads} threads"
+        return len(self.networks), len(self.mirrors), self.batch, where
 
     @property
     def batches(self) -> list[tuple[nn.Module, tuple[tuple[int, ...], ...]]]:
@@ -85,21 +91,47 @@ def predict_tile(tile: torch.Tensor, passes: Passes, on_pass: Callable[[int], ob
         float32 (*patch).
     """
     total = torch.zeros(tile.shape[1:], dtype=torch.float32, device=tile.device)
-    for number, (_, mirrors) in enumerate(passes.batches):
-        add_batch(total, tile, passes, number)
-        on_pass(len(mirrors))
+    with contextlib.closing(run_batches([(tile, i) for i in range(len(passes.batches))], passes)) as results:
+        for margins in results:
+            for margin in margins:
+                total += margin
+            on_pass(len(margins))
     return total / (len(passes.networks) * len(passes.mirrors))
 
 
-def add_batch(total: torch.Tensor, tile: torch.Tensor, passes: Passes, number: int) -> None:
-    """Add to `total`, float32 (*patch), the margins of one of `passes.batches` over a tile."""
-    network, mirrors = passes.batches[number]
-    # Flips count the tile's spatial axes, behind the channel.
-    turned = torch.stack([torch.flip(tile, [axis + 1 for axis in flips]) for flips in mirrors])
-    with autocast(passes.device, passes.precision):
+def run_batches(work: Iterable[tuple[torch.Tensor, int]], passes: Passes) -> Generator[list[torch.Tensor]]:
+    """The margins, float32 (*patch), of the passes of some batches, by the passes' workers.
+
+    Args:
+        work: a tile, float32 (channel, *patch) on the passes' device, and a place in `passes.batches`.
+        passes: what to run.
+
+    Yields:
+        The batches' margins in the order of `work`, whichever ends first; none is started once it is closed.
+    """
+    calls = [functools.partial(_run_batch, tile, *passes.batches[place], passes) for tile, place in work]
+    if passes.workers == 1:
+        yield from (call() for call in calls)
+        return
+    futures = [workers(passes.workers, passes.threads).submit(call) for call in calls]
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _run_batch(
+    tile: torch.Tensor, network: nn.Module, flips: Sequence[tuple[int, ...]], passes: Passes
+) -> list[torch.Tensor]:
+    """Margins of a tile's mirrored passes, flipped back."""
+    with torch.inference_mode(), autocast(passes.device, passes.precision):
+        # Flips count the tile's spatial axes, behind the channel.
+        turned = torch.stack([torch.flip(tile, [axis + 1 for axis in axes]) for axes in flips])
         logits = network(turned).float()
-    for margin, flips in zip(logits[:, 1] - logits[:, 0], mirrors, strict=True):
-        total += torch.flip(margin, flips)
+        margins = logits[:, 1] - logits[:, 0]
+        return [torch.flip(margin, axes) for margin, axes in zip(margins, flips, strict=True)]
 
 
 class Accumulator:

@@ -1,6 +1,8 @@
 """Sliding window: tiles cover the volume, passes undo their flips, and sums are a float32 weighted mean."""
 
 import itertools
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +98,32 @@ def test_a_tile_is_the_mean_of_all_passes_flipped_back(axes: tuple[int, ...], ba
     assert sum(ended) == 2 * len(turns)
     assert max(networks[0].batches) == min(batch, len(turns))
     assert sum(networks[0].batches) == len(turns)
+
+
+def test_workers_change_no_bit_and_no_order() -> None:
+    """The first networks take longest, so that without care the last ones would be added first."""
+
+    class Slow(Ramp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02 * max(self.factor, 0))
+            return super().forward(x)
+
+    tile = torch.from_numpy(np.random.default_rng(0).random((4, *PATCH)).astype(np.float32))
+    one = passes([Slow(1.0), Slow(0.3), Slow(-0.1)], (0, 2), 2)
+    expected = predict_tile(tile, one, lambda _: None)
+    assert torch.equal(predict_tile(tile, replace(one, workers=3), lambda _: None), expected)
+
+
+def test_a_failure_in_a_worker_is_raised_and_stops_the_rest() -> None:
+    class Failing(Ramp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02)
+            raise torch.OutOfMemoryError("no memory")
+
+    networks = [Failing(), *(Ramp() for _ in range(40))]
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_tile(torch.zeros(4, *PATCH), replace(passes(networks, (), 1), workers=1), lambda _: None)
+    assert not networks[-1].batches
 
 
 def test_bf16_passes_are_summed_in_float32() -> None:
