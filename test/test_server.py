@@ -268,6 +268,22 @@ def test_a_failure_of_our_own(
     np.testing.assert_array_equal(only_mask(tmp_path / "out"), run_alone())
 
 
+def test_a_time_limit_counts_from_the_request(
+    options: Namespace, put: Put, make_case: MakeCase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server is older than the limit, and still computes; a request that is gives background."""
+    put(make_case(SHAPE))
+    options.time_limit = 60.0
+    service = loaded(options)
+    assert service.answer(time.monotonic()).status_code == 201
+    mask = only_mask(tmp_path / "out")
+    assert 0 < mask.mean() < 1
+    assert "time limit" not in caplog.text
+    assert service.answer(time.monotonic() - 60).status_code == 201
+    assert not only_mask(tmp_path / "out").any()
+    assert "time limit: no time for the network, all is background" in caplog.text
+
+
 def test_jobs_wait_for_each_other_and_health_does_not(options: Namespace) -> None:
     events: list[str] = []
     go_on = threading.Event()
