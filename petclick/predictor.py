@@ -32,7 +32,7 @@ from petclick.placement import place, place_on_cpu
 from petclick.postprocess import postprocess
 from petclick.preprocess import Prepared, map_clicks, prepare, restore
 from petclick.tiles import Passes, all_mirrors, predict_tile
-from petclick.window import SlidingWindow
+from petclick.window import Report, SlidingWindow
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +88,23 @@ class Predictor:
         self._case: Prepared | None = None
         self._window: SlidingWindow | None = None
         self._pet_suv = np.zeros((0, 0, 0), np.float32)
+        self._report = Report()
         self._kept = KeptTiles(settings.keep_gib, settings.keep_dir)
         passes = self._passes
         logger.info(
             "model %s: %d folds, %d mirrored passes, %s on %s",
             *(model.folder, len(networks), len(passes.mirrors), _name(passes.precision), passes.device),
         )
+
+    @property
+    def last_report(self) -> Report:
+        """What the last prediction did."""
+        return self._report
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the forward passes."""
+        return self._passes.precision
 
     def warm_up(self) -> None:
         """Run one batch over an empty patch: a process's first one is slow, and no case need wait for it."""
@@ -192,6 +203,7 @@ class Predictor:
             *(report.ran, report.total, len(passes.networks), len(passes.mirrors)),
             *(time.perf_counter() - start, report.empty),
         )
+        self._report = report
         return margin
 
     def _draw(self, clicks: ClickSet, shape: tuple[int, int, int]) -> torch.Tensor:
