@@ -2,9 +2,7 @@
 
 Every fold's and mirror's margin of every tile is computed once; a rung is a mean of some of them. Its mask is
 compared with the whole ensemble's, the mean over which folds are taken, and, for one fold, also with the
-truth, by the fold that has not seen the patient. `STS_SOURCE` names the folder at or above the STS_nnn ones.
-
-    STS_SOURCE=data_sets python -m benchmarks ladder
+truth, by the fold that has not seen the patient.
 """
 
 import json
@@ -19,13 +17,13 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from petclick.cli import SHIPPED_MODEL
+from benchmarks._cases import SARCOMA, benchmark_model
 from petclick.clicks import ClickSet
 from petclick.device import choose_precision
 from petclick.evaluation.protocol import challenge_clicks, first_clicks
 from petclick.guidance import encode
 from petclick.images import Case
-from petclick.model import Model, load_model, load_network
+from petclick.model import Model, load_network
 from petclick.postprocess import postprocess
 from petclick.preprocess import BACKGROUND_MARGIN, Prepared, map_clicks, prepare, restore
 from petclick.schedule import Corner, covering
@@ -112,14 +110,13 @@ class CaseMargins:
 
 def run() -> dict[str, float]:
     """Mean Dice of each rung, to the whole ensemble and, for one fold, to the truth; and the worst case."""
-    source = os.environ.get("STS_SOURCE")
-    if not source:
-        print("ladder  left out: STS_SOURCE must name the folder of the sarcoma patients")
+    source = Path(os.environ.get("PETCLICK_BENCHMARK_CASES", SARCOMA))
+    if not source.is_dir():
         return {}
-    model = load_model(SHIPPED_MODEL)
+    model = benchmark_model()
     networks = [load_network(model, checkpoint) for checkpoint in model.checkpoints]
     figures: dict[str, list[float]] = defaultdict(list)
-    for unseen, case, truth in tqdm(list(_patients(Path(source)))):
+    for unseen, case, truth in tqdm(list(_patients(source))):
         clicks = first_clicks(challenge_clicks(truth, case.pet_suv), CLICKS)
         margins = CaseMargins(model, networks, case, clicks)
         n = len(networks)

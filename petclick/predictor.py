@@ -36,7 +36,7 @@ from petclick.placement import place, place_on_cpu
 from petclick.postprocess import postprocess
 from petclick.preprocess import BACKGROUND_MARGIN, Prepared, map_clicks, prepare, restore
 from petclick.tiles import Passes, all_mirrors, predict_tile
-from petclick.window import SlidingWindow
+from petclick.window import Report, SlidingWindow
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ class Predictor:
         self._case: Prepared | None = None
         self._window: SlidingWindow | None = None
         self._pet_suv = np.zeros((0, 0, 0), np.float32)
+        self._report = Report()
         self._restore_s: float | None = None  # what restoring the case's margin takes, once measured
         passes = self._passes
         self._kept: KeptTiles | LastingTiles = KeptTiles(settings.keep_gib, settings.keep_dir)
@@ -110,6 +111,16 @@ class Predictor:
             "model %s: %d folds, %d mirrored passes, %s on %s",
             *(model.folder, len(networks), len(passes.mirrors), _name(passes.precision), passes.device),
         )
+
+    @property
+    def last_report(self) -> Report:
+        """What the last prediction did."""
+        return self._report
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the forward passes."""
+        return self._passes.precision
 
     def warm_up(self) -> None:
         """Run one batch over an empty patch: a process's first one is slow, and no case need wait for it."""
@@ -239,6 +250,7 @@ class Predictor:
         )
         if min(report.batches, default=len(passes.batches)) < len(passes.batches):
             logger.warning("time limit: %s", _left_out(report.batches, passes))
+        self._report = report
         return margin
 
     def _draw(self, clicks: ClickSet, shape: tuple[int, int, int]) -> torch.Tensor:

@@ -18,12 +18,12 @@ from petclick.images import read_case, read_image, write_image
 from petclick.model import load_model, load_network, read_checkpoint
 from petclick.orientation import orient
 from petclick.phantom import make_phantom
-from petclick.simulate import SimulationSettings, simulate_official
-from training import convert, export, preprocess, settings, train, validate
+from petclick.simulate import SimulationSettings, Sources, simulate_official
+from training import convert, export, preprocess, preprocessor, settings, train, validate
 
 SETTINGS = """
 guidance: {encoding: edt, radius_vox: 1, orientation: LPS}
-simulation: {max_clicks: 3, no_click_share: 0.2}
+simulation: {max_clicks: 3, no_click_share: 0.2, error_share: 0.5}
 architecture:
   spacing_mm: [9.0, 8.0, 8.0]
   patch_size: [16, 12, 20]
@@ -55,6 +55,15 @@ def write_patients(folder: Path) -> None:
             write_image(np.ascontiguousarray(array[:, :, ::-1]), flipped, folder / name / f"{file}.nii.gz")
 
 
+def write_organs(raw: Path) -> None:
+    """Organ masks for half of the cases, made of PET."""
+    (raw / preprocessor.ORGAN_FOLDER).mkdir()
+    for name in PATIENTS[::2]:
+        pet, grid = read_image(raw / "imagesTr" / f"{name}_0001.nii.gz")
+        organs = np.digitize(pet, (0.5, 1.0, 2.0, 4.0)).astype(np.uint8)
+        write_image(organs, grid, raw / preprocessor.ORGAN_FOLDER / f"{name}.nii.gz")
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the converted, preprocessed, trained and exported tiny data set."""
@@ -71,6 +80,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "splits.json").write_text(json.dumps(splits))
         write_patients(folder / "source" / "nested")
         convert.main(["sts", str(folder / "source"), "--dataset", DATASET, "--everyone"])
+        write_organs(folder / "nnUNet_raw" / DATASET)
         preprocess.main([DATASET, "--splits", str(folder / "splits.json"), "--jobs", "1"])
         for fold in ("0", "1"):
             train.main([DATASET, fold, "--settings", str(folder / "settings.yaml"), "--device", "cpu"])
@@ -118,7 +128,11 @@ def test_exported_model_is_the_trained_one_in_half_precision(workshop: Path) -> 
     trained = read_checkpoint(results(workshop) / "fold_1" / "checkpoint_final.pth")
     assert trained["current_epoch"] == 2
     loaded = load_network(model, model.checkpoints[1]).state_dict()
-    for name, value in trained["network_weights"].items():
+    weights = trained["network_weights"]
+    heads = {name for name in weights if "organ" in name}
+    assert heads == {f"decoder.organ_seg_layers.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
+    for name in weights.keys() - heads:
+        value = weights[name]
         torch.testing.assert_close(loaded[name], value.half().float(), rtol=0, atol=0)
     one_copy = sum(parameter.numel() for parameter in load_network(model, model.checkpoints[1]).parameters())
     assert model.checkpoints[1].stat().st_size < 2 * one_copy + 60_000
@@ -258,7 +272,7 @@ def test_training_patch_gets_the_clicks_of_its_own_mask() -> None:
     lesion[0, 3:7, 5:11, 8:12] = 1
     before = lesion.clone()
     spec = GuidanceSpec()
-    step = SimulateClicks(spec, SimulationSettings(max_clicks=5, official_share=1.0), seed=1)
+    step = SimulateClicks(spec, SimulationSettings(5, Sources(official=1, varied=0)), seed=1)
     parameters = step.get_parameters(image=image, segmentation=lesion)
     out = step.apply({"image": image, "segmentation": lesion}, **parameters)
     assert out["image"].shape == (4, 12, 18, 15)

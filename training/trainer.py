@@ -9,18 +9,31 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
 from petclick.clicks import KINDS
 from petclick.device import has_fast_bf16
 from petclick.guidance import FILE_NAME, save_spec
+from training.error_clicks import add_error_clicks
+from training.organ_task import LESION_CHANNEL, LesionAndOrganLoss, add_organ_heads, organ_loss
 from training.settings import load_settings, save_settings
-from training.transforms import SimulateClicks
+from training.transforms import SimulateClicks, misalign, with_clicks
+
+
+def plain_network(network: nn.Module) -> nn.Module:
+    """The network itself, out of its distributed and compiled wrappers."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    if isinstance(network, OptimizedModule):
+        network = network._orig_mod
+    return network
 
 
 class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
@@ -43,6 +56,7 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         self.weight_decay = self.settings.weight_decay
         self.oversample_foreground_percent = self.settings.foreground_share
         self.save_every = 1  # a killed run loses one epoch at most
+        self.rng = np.random.default_rng([self.settings.seed, fold, self.local_rank])
 
     @staticmethod
     def build_network_architecture(
@@ -52,7 +66,7 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The plans' network, with the click channels behind the images."""
+        """The plans' network, with the click channels behind the images, and the settings' organ heads."""
         network = nnUNetTrainer.build_network_architecture(
             plans_manager,
             configuration_manager,
@@ -61,35 +75,35 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
             enable_deep_supervision,
         )
         assert isinstance(network, nn.Module)
+        organs = load_settings().organs  # nnU-Net calls this without a trainer
+        if organs.weight > 0:
+            add_organ_heads(network, organs.count)
         return network
 
-    def initialize(self) -> None:
-        """As nnU-Net, with the memory layout in which oneDNN's convolutions are fast on CPUs."""
-        super().initialize()
-        if self.device.type == "cpu":
-            self.network.to(memory_format=torch.channels_last_3d)
-
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
-        """nnU-Net's augmentation, then the clicks."""
-        return self._with_clicks(super().get_training_transforms(*args, **kwargs))
+        """nnU-Net's augmentation, which has no elastic deformation; misalignment of CT; then the clicks."""
+        pipeline = super().get_training_transforms(*args, **kwargs)
+        return self._with_clicks(misalign(pipeline, self.settings.misalignment))
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """The clicks only; the epoch's Dice is over a mixture of click numbers."""
         return self._with_clicks(super().get_validation_transforms(*args, **kwargs))
 
     def _with_clicks(self, pipeline: ComposeTransforms) -> ComposeTransforms:
-        clicks = SimulateClicks(
-            self.settings.guidance, self.settings.simulation, self.settings.seed + self.fold
+        settings = self.settings
+        return with_clicks(
+            pipeline, SimulateClicks(settings.guidance, settings.simulation, settings.seed + self.fold)
         )
-        steps = list(pipeline.transforms)
-        shrinks = [isinstance(step, DownsampleSegForDSTransform) for step in steps]
-        steps.insert(shrinks.index(True) if any(shrinks) else len(steps), clicks)
-        return ComposeTransforms(steps)
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
-        core = loss.loss if self.enable_deep_supervision else loss
-        core.dc.smooth = self.settings.dice_smooth
+        lesion = loss.loss if self.enable_deep_supervision else loss
+        lesion.dc.smooth = self.settings.dice_smooth
+        organs = organ_loss(self.configuration_manager.batch_dice, self.settings.dice_smooth, self.is_ddp)
+        both = LesionAndOrganLoss(lesion, organs, self.settings.organs.weight)
+        if not self.enable_deep_supervision:
+            return both
+        loss.loss = both
         assert isinstance(loss, nn.Module)
         return loss
 
@@ -99,14 +113,34 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One step of SGD; returns the loss."""
+        """One step of SGD, of some samples with clicks on the network's errors; returns the loss."""
+        batch = batch | {"data": self._with_error_clicks(batch["data"], batch["target"])}
         with self._autocast():
             return dict(super().train_step(batch))
 
+    def _with_error_clicks(self, data: torch.Tensor, target: Any) -> torch.Tensor:
+        chosen = np.flatnonzero(self.rng.random(len(data)) < self.settings.simulation.error_share)
+        if not len(chosen):
+            return data
+        lesion = (target[0] if self.enable_deep_supervision else target)[:, LESION_CHANNEL] > 0
+        self.network.eval()
+        self.set_deep_supervision_enabled(False)
+        mixed = torch.autocast("cuda") if self.device.type == "cuda" else self._autocast()
+        with torch.no_grad(), mixed:
+            # Not the distributed or compiled wrapper: the number of samples differs from step to step.
+            logits = plain_network(self.network)(data[chosen].to(self.device))
+        self.network.train()
+        self.set_deep_supervision_enabled(self.enable_deep_supervision)
+        predicted = logits.argmax(1) > 0
+        return add_error_clicks(data, lesion, predicted, chosen, self.settings, self.rng)
+
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Loss, and true and false voxels, of one batch."""
+        """Loss, and true and false voxels, of one batch's lesions."""
+        target = batch["target"]
+        lesion = slice(LESION_CHANNEL, LESION_CHANNEL + 1)
+        target = [each[:, lesion] for each in target] if isinstance(target, list) else target[:, lesion]
         with self._autocast():
-            return dict(super().validation_step(batch))
+            return dict(super().validation_step(batch | {"target": target}))
 
     def on_train_start(self) -> None:
         """As nnU-Net; the model folder also gets its guidance.json and the settings."""
