@@ -126,7 +126,8 @@ class TrainingSettings:
     optimizer: 'sgd', nnU-Net's with momentum, or 'adamw', for trainings too short for that; initial_lr: with
     polynomial decay; dice_smooth: added to Dice's numerator and denominator; foreground_share: share of each
     batch whose patch is centred on a lesion; pretrained: a checkpoint to start from; validation_clicks:
-    numbers of clicks of each kind at which the finished fold is validated.
+    numbers of clicks of each kind at which the finished fold is validated; seed: of weights and clicks, and
+    of samples where the loader runs in the training's own process, as on CPUs.
     """
 
     guidance: GuidanceSpec = field(default_factory=GuidanceSpec)
