@@ -126,8 +126,8 @@ class TrainingSettings:
     optimizer: 'sgd', nnU-Net's with momentum, or 'adamw', for trainings too short for that; initial_lr: with
     polynomial decay; dice_smooth: added to Dice's numerator and denominator; batch_dice: the lesions' Dice is
     that of the whole batch, so that false positives in a patch without lesions count; foreground_share: share
-    of each batch whose patch is centred on a lesion; pretrained: a checkpoint to start from; validation_clicks:
-    numbers of clicks of each kind at which the finished fold is validated.
+    of each batch whose patch is centred on a lesion; pretrained: a checkpoint to start from;
+    validation_clicks: numbers of clicks of each kind at which the finished fold is validated.
     """
 
     guidance: GuidanceSpec = field(default_factory=GuidanceSpec)
