@@ -146,6 +146,7 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         loss = super()._build_loss()
         lesion = loss.loss if self.enable_deep_supervision else loss
         lesion.dc.smooth = self.settings.dice_smooth
+        lesion.dc.batch_dice |= self.settings.batch_dice
         organs = organ_loss(self.configuration_manager.batch_dice, self.settings.dice_smooth, self.is_ddp)
         both = LesionAndOrganLoss(lesion, organs, self.settings.organs.weight)
         if not self.enable_deep_supervision:
