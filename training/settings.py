@@ -127,7 +127,8 @@ class TrainingSettings:
     polynomial decay; dice_smooth: added to Dice's numerator and denominator; batch_dice: the lesions' Dice is
     that of the whole batch, so that false positives in a patch without lesions count; foreground_share: share
     of each batch whose patch is centred on a lesion; pretrained: a checkpoint to start from;
-    validation_clicks: numbers of clicks of each kind at which the finished fold is validated.
+    validation_clicks: numbers of clicks of each kind at which the finished fold is validated; seed: of
+    weights and clicks, and of samples where the loader runs in the training's own process, as on CPUs.
     """
 
     guidance: GuidanceSpec = field(default_factory=GuidanceSpec)
