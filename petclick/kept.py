@@ -23,12 +23,14 @@ class TileKey:
     """All that a tile's margin depends on, beside the case and the model.
 
     corner: its place on the network's grid; clicks: (kind, z, y, x) there of those whose stamps touch the
-    tile, sorted, each once; work: what was run.
+    tile, sorted, each once; work: what was run; n_batches: None, or, where a time limit cut that short, how
+    many of `Passes.batches` were run. Then their sum is kept, not the mean.
     """
 
     corner: Corner
     clicks: tuple[tuple[int, ...], ...]
     work: Work
+    n_batches: int | None = None
 
 
 class Store(Protocol):

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
@@ -16,9 +16,9 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compu
 from torch import nn
 
 from petclick.device import autocast, workers
+from petclick.schedule import Corner as Corner
+from petclick.schedule import pass_order
 
-Corner = tuple[int, int, int]
-"""A tile's lowest voxel."""
 Box = tuple[slice, slice, slice]
 Work = tuple[int, int, int, str]
 """What `Passes.work` gives."""
@@ -47,11 +47,12 @@ class Passes:
         where = f"{self.device}, {self.precision}, {self.threads} threads"
         return len(self.networks), len(self.mirrors), self.batch, where
 
-    def first(self, n_folds: int, n_mirrors: int) -> "Passes":
-        """Only the first folds, at least one, and of each the first mirrors."""
-        return replace(
-            self, networks=self.networks[: max(n_folds, 1)], mirrors=self.mirrors[: max(n_mirrors, 1)]
-        )
+    @property
+    def batches(self) -> list[tuple[nn.Module, tuple[tuple[int, ...], ...]]]:
+        """What is run together, in the order of `schedule.pass_order`: a network, and the axes to flip."""
+        mirrors = [self.mirrors[i : i + self.batch] for i in range(0, len(self.mirrors), self.batch)]
+        order = pass_order(len(self.networks), len(mirrors))
+        return [(self.networks[network], mirrors[batch]) for network, batch in order]
 
 
 def all_mirrors(axes: Iterable[int]) -> tuple[tuple[int, ...], ...]:
@@ -89,19 +90,36 @@ def predict_tile(tile: torch.Tensor, passes: Passes, on_pass: Callable[[int], ob
     Returns:
         float32 (*patch).
     """
-    units = [
-        (network, passes.mirrors[start : start + passes.batch])
-        for network in passes.networks
-        for start in range(0, len(passes.mirrors), passes.batch)
-    ]
     total = torch.zeros(tile.shape[1:], dtype=torch.float32, device=tile.device)
-    results = _in_order([functools.partial(_run_batch, tile, *unit, passes) for unit in units], passes)
-    with contextlib.closing(results):
+    with contextlib.closing(run_batches([(tile, i) for i in range(len(passes.batches))], passes)) as results:
         for margins in results:
-            for margin in margins:  # in the same order, whichever ends first
+            for margin in margins:
                 total += margin
             on_pass(len(margins))
     return total / (len(passes.networks) * len(passes.mirrors))
+
+
+def run_batches(work: Iterable[tuple[torch.Tensor, int]], passes: Passes) -> Generator[list[torch.Tensor]]:
+    """The margins, float32 (*patch), of the passes of some batches, by the passes' workers.
+
+    Args:
+        work: a tile, float32 (channel, *patch) on the passes' device, and a place in `passes.batches`.
+        passes: what to run.
+
+    Yields:
+        The batches' margins in the order of `work`, whichever ends first; none is started once it is closed.
+    """
+    calls = [functools.partial(_run_batch, tile, *passes.batches[place], passes) for tile, place in work]
+    if passes.workers == 1:
+        yield from (call() for call in calls)
+        return
+    futures = [workers(passes.workers, passes.threads).submit(call) for call in calls]
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 def _run_batch(
@@ -114,22 +132,6 @@ def _run_batch(
         logits = network(turned).float()
         margins = logits[:, 1] - logits[:, 0]
         return [torch.flip(margin, axes) for margin, axes in zip(margins, flips, strict=True)]
-
-
-def _in_order(
-    calls: Sequence[Callable[[], list[torch.Tensor]]], passes: Passes
-) -> Generator[list[torch.Tensor]]:
-    """Results of calls in their order, by the passes' workers; none is started once this is closed."""
-    if passes.workers == 1:
-        yield from (call() for call in calls)
-        return
-    futures = [workers(passes.workers, passes.threads).submit(call) for call in calls]
-    try:
-        for future in futures:
-            yield future.result()
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 class Accumulator:

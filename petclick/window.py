@@ -7,7 +7,7 @@ from scratch to the bit.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,13 @@ from tqdm import tqdm
 
 from petclick.body import MARGIN_MM, has_body
 from petclick.clicks import KINDS, ClickSet
+from petclick.clock import Clock
 from petclick.guidance import reach
 from petclick.kept import Store, TileKey
 from petclick.model import Model
 from petclick.preprocess import BACKGROUND_MARGIN, Prepared
+from petclick.refine import TileSum, refine, save_s
+from petclick.schedule import by_value, covering, stages
 from petclick.tiles import (
     Accumulator,
     Corner,
@@ -32,11 +35,6 @@ from petclick.tiles import (
 
 Draw = Callable[[ClickSet, tuple[int, int, int]], torch.Tensor]
 """Draws clicks into two channels of a shape, as `guidance.encode` does; they may lie outside, but near."""
-Choose = Callable[[Passes, int], Passes]
-"""Which passes the next tile gets, of all, and with so many tiles to run, itself included.
-
-It is asked before each tile that is run, and so can watch the clock.
-"""
 
 MOST_CHANGED = 0.25
 """Of all tiles: where more have changed, the whole volume is summed anew, once."""
@@ -44,12 +42,15 @@ MOST_CHANGED = 0.25
 
 @dataclass
 class Report:
-    """What a prediction did, in tiles: `total`, `empty` (nothing to see there), `ran`, of which `reduced`."""
+    """What a prediction did, in tiles: `total`, `empty` (nothing to see there), `ran` (none, some or all).
+
+    batches: of `Passes.batches`, how many each tile that was run has got, where time was limited.
+    """
 
     total: int = 0
     empty: int = 0
     ran: int = 0
-    reduced: int = 0
+    batches: list[int] = field(default_factory=list)
 
 
 class SlidingWindow:
@@ -82,7 +83,7 @@ class SlidingWindow:
         store: Store,
         draw: Draw,
         bar: "tqdm[Any]",
-        choose: Choose = lambda passes, _: passes,
+        clock: Clock | None = None,
     ) -> tuple[torch.Tensor, Report]:
         """Mean margin of all tiles.
 
@@ -92,7 +93,7 @@ class SlidingWindow:
             store: has margins of tiles, and gets those that are run.
             draw: draws clicks on the images' device.
             bar: gets its total, and the passes that have ended.
-            choose: may leave out some passes.
+            clock: limits the time; what does not fit is left out, and tiles that get nothing are background.
 
         Returns:
             float32 margin on the network's grid, valid until the next call; and what was done.
@@ -101,24 +102,34 @@ class SlidingWindow:
         wanted = self._keys(clicks, passes)
         sums = self._sums_of_changes(wanted)
         reached = {corner: [each for each in sums if each.overlaps(corner)] for corner in wanted}
-        left = sum(bool(reached[corner]) and key not in store for corner, key in wanted.items())
-        bar.reset(left * len(passes.networks) * len(passes.mirrors))
+        to_run = {
+            corner: key
+            for corner, key in wanted.items()
+            if reached[corner] and (key not in store or (clock is not None and store.find(key) is None))
+        }
+        bar.reset(len(to_run) * len(passes.networks) * len(passes.mirrors))
         report = Report(len(self._corners), len(self._corners) - len(wanted))
         shown = dict(wanted)
+        limited: dict[Corner, TileSum] = {}
+        if clock is not None:
+            limited = self._refine(to_run, clicks, passes, store, draw, bar, clock)
+            report.batches = [limited[corner].n_batches if corner in limited else 0 for corner in to_run]
+            report.ran = len(limited)
         for corner, key in wanted.items():
             if not reached[corner]:
                 continue
             margin = store.find(key)
-            if margin is None:
-                chosen = choose(passes, max(left, 1))
-                key = shown[corner] = replace(key, work=chosen.work)
-                margin = store.find(key)
-                if margin is None:
-                    margin = self._run(key, chosen, draw, bar.update)
-                    store.keep(key, margin)
+            if corner in limited:
+                margin = limited[corner].mean(passes)
+                if limited[corner].n_batches < len(passes.batches):
+                    shown[corner] = replace(key, n_batches=limited[corner].n_batches)
+            elif corner in to_run and clock is not None:
+                del shown[corner]
+                continue
+            elif margin is None:
+                margin = predict_tile(self._load(key, draw).to(passes.device), passes, bar.update)
+                store.keep(key, margin)
                 report.ran += 1
-                report.reduced += chosen.work != passes.work
-                left -= 1
             for each in reached[corner]:
                 each.add(corner, margin)
         for each in sums:
@@ -150,10 +161,25 @@ class SlidingWindow:
                 boxes = [tile_box(corner, self._patch) for corner in changed]
         return [Accumulator(box, self._patch, self._image.device) for box in boxes]
 
-    def _run(
-        self, key: TileKey, passes: Passes, draw: Draw, on_pass: Callable[[int], object]
-    ) -> torch.Tensor:
-        """Run one tile: its part of the images, and its clicks as drawn there."""
+    def _refine(
+        self,
+        tiles: dict[Corner, TileKey],
+        clicks: ClickSet,
+        passes: Passes,
+        store: Store,
+        draw: Draw,
+        bar: "tqdm[Any]",
+        clock: Clock,
+    ) -> dict[Corner, TileSum]:
+        """Run what the clock allows, the most valuable first."""
+        places = clicks.index_zyx + [part.start for part in self._unpad]
+        ranked = by_value(tiles, self._patch, self._image[1].cpu().numpy(), places)
+        order = stages(len(passes.batches), ranked, covering(self._corners, self._patch))
+        clock.reserve(save_s(len(tiles) * 4 * math.prod(self._patch)))
+        return refine(tiles, order, passes, store, lambda key: self._load(key, draw), clock, bar.update)
+
+    def _load(self, key: TileKey, draw: Draw) -> torch.Tensor:
+        """A tile's input: its part of the images, and its clicks as drawn there."""
         box = tile_box(key.corner, self._patch)
         cut = [
             (max(part.start, inner.start), min(part.stop, inner.stop))
@@ -168,8 +194,7 @@ class SlidingWindow:
             slice(start - low, stop - low) for (start, stop), low in zip(cut, key.corner, strict=True)
         )
         guidance[(slice(None), *inside)] = draw(clicks, (z, y, x))
-        tile = torch.cat((self._image[(slice(None), *box)], guidance))
-        return predict_tile(tile.to(passes.device), passes, on_pass)
+        return torch.cat((self._image[(slice(None), *box)], guidance))
 
     def _show(self, sums: Accumulator) -> None:
         """Put new means into the margin."""

@@ -29,7 +29,6 @@ from petclick.simulate import (
 )
 from petclick.simulate.components import JITTER_VOX, Components, hot_mask
 from petclick.simulate.schemes import BOUNDARY_VOX, OFFICIAL_PERCENTILE, VARIED_PERCENTILE
-from petclick.simulate.scribbles import MOST_STROKES
 
 SHAPE = (18, 25, 31)
 Mask = npt.NDArray[np.bool_]
@@ -137,6 +136,15 @@ def test_counts_follow_their_distribution_jointly(
     assert expected[0, 0] == pytest.approx(0.0155 if not no_click_share else 0.1139, abs=1e-4)
 
 
+def test_scribbles_are_as_many_as_the_challenge_gives(asked_for: list[tuple[str, int, int]]) -> None:
+    ask(5000, SimulationSettings(sources=Sources(official=0, varied=0, scribbles=1)))
+    drawn = Counter(n_tumor for _, n_tumor, _ in asked_for)
+    weights = np.log(np.arange(7, 1, -1))
+    expected = 5000 * weights / weights.sum()
+    assert stats.chisquare([drawn[n] for n in range(6)], expected).pvalue > 0.001
+    assert drawn.total() == 5000
+
+
 def test_settings_decide_each_sources_share(asked_for: list[tuple[str, int, int]]) -> None:
     ask(1000, SimulationSettings(sources=Sources(official=0.5, varied=0.3, scribbles=0.2)))
     called = Counter(name for name, *_ in asked_for)
@@ -203,7 +211,7 @@ def test_clicks_lie_where_they_may(scheme: Scheme, seed: int, n_tumor: int, n_ba
             labels, _ = ndimage.label(allowed, np.ones((3, 3, 3)))
             strokes = {(int(labels[tuple(point)]), int(point[0])) for point in points}
             slices = sum(np.count_nonzero(part.any(axis=(1, 2))) for part in components(allowed))
-            assert len(strokes) == min(n, MOST_STROKES, slices)
+            assert len(strokes) == min(n, slices)
         else:
             assert len(points) == min(n, np.count_nonzero(allowed))
 

@@ -156,31 +156,6 @@ def test_a_click_in_the_air_runs_its_tiles(body: Prepared) -> None:
     ).all()
 
 
-def test_passes_that_are_left_out_are_run_once_there_is_time(body: Prepared) -> None:
-    """What was reduced is neither taken for the whole, nor run again as long as it is asked for."""
-    networks = [Mixer(), Mixer(-0.4)]
-    passes, store, window, clicks = make_passes(*networks), KeptTiles(1), lay(body), click_set([], [])
-    asked: list[int] = []
-
-    def choose(all_passes: Passes, left: int) -> Passes:
-        asked.append(left)
-        return all_passes.first(1, 1) if left <= 5 else all_passes
-
-    for ran in (True, False):
-        for network in networks:
-            network.passes = 0
-        margin, report = window.predict(clicks, passes, store, draw, tqdm(disable=True), choose)
-        margin = margin.clone()
-        assert report.reduced == 5
-        assert (networks[0].passes == 2 * (report.ran - 5) + 5) is ran
-    assert asked[: report.ran] != asked[report.ran :]
-    assert asked[0] == report.total - report.empty
-    whole, report = predict(window, clicks, passes, store)
-    assert report.ran == 5
-    assert torch.equal(whole, predict(lay(body), clicks, passes)[0])
-    assert not torch.equal(margin, whole)
-
-
 def test_a_volume_smaller_than_a_tile_sees_zeros_around_its_images_and_stamps() -> None:
     seen: list[torch.Tensor] = []
 

@@ -12,9 +12,6 @@ from petclick.simulate.strokes import Line, boundary_line, centre_line, draw_str
 
 Image = npt.NDArray[np.float32]
 
-MOST_STROKES = 5
-"""Strokes that autoPET V gives a case, in all of its steps."""
-
 
 def simulate_scribbles(
     lesion: Mask, pet: Image, n_tumor: int, n_background: int, rng: np.random.Generator
@@ -27,8 +24,8 @@ def simulate_scribbles(
     Args:
         lesion: (z, y, x) tumour mask.
         pet: (z, y, x) uptake; background strokes fall where the official scheme's clicks would.
-        n_tumor: most tumour strokes; no more than `MOST_STROKES` are drawn.
-        n_background: most background strokes, likewise.
+        n_tumor: most tumour strokes.
+        n_background: most background strokes.
         rng: source of all randomness.
 
     Returns:
@@ -36,11 +33,11 @@ def simulate_scribbles(
     """
     ways = (centre_line, partial(random_line, rng=rng), partial(boundary_line, rng=rng))
     line = ways[rng.integers(len(ways))]
-    tumor = _strokes(lesion, min(n_tumor, MOST_STROKES), line, rng)
+    tumor = _strokes(lesion, n_tumor, line, rng)
     if not n_background:
         return click_set(tumor, [])
     hot = hot_mask(lesion, pet, OFFICIAL_PERCENTILE)
-    return click_set(tumor, _strokes(hot, min(n_background, MOST_STROKES), line, rng))
+    return click_set(tumor, _strokes(hot, n_background, line, rng))
 
 
 def _strokes(mask: Mask, n: int, line: Line, rng: np.random.Generator) -> Voxels:
