@@ -239,6 +239,18 @@ def write_case() -> Callable[..., Path]:
 
 
 @pytest.fixture
+def click_network(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The network of every fold, in place of the model's: a `networks.ClickNetwork`."""
+    from networks import ClickNetwork
+
+    from petclick import predictor
+
+    network = ClickNetwork()
+    monkeypatch.setattr(predictor, "load_network", lambda *_: network)
+    return network
+
+
+@pytest.fixture
 def clicks() -> ClickSet:
     """Clicks inside the default case, at its border too."""
     return click_set([[10, 20, 9], [0, 30, 25]], [[5, 8, 22]])
