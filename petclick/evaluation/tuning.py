@@ -87,6 +87,7 @@ def candidates() -> tuple[PostprocessSpec, ...]:
         *(replace(obeying, threshold_prior=prior) for prior in (0.5, 1.0, 2.0)),
         *local,
         *closing,
+        *(replace(local[i], close_mm=45.0) for i in (1, 3, 5, 7)),
         *(replace(one, suv_floor=suv) for one in (best, closing[-1]) for suv in (1.0, 1.5, 2.0)),
         *(replace(one, min_volume_ml=ml) for one in (best, closing[-1]) for ml in (0.2, 0.5, 1.0)),
         *(replace(one, min_total_ml=6.0) for one in (best, closing[-1])),
