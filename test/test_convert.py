@@ -63,6 +63,9 @@ def test_same_command_adds_only_what_is_missing(raw: Path, monkeypatch: pytest.M
     add_phantoms("--cases", "2", "--tracers", "fdg")
     whole = contents(raw)
     (raw / "imagesTr" / "phantom_fdg_0001_0001.nii.gz").unlink()
+    killed = raw / ".partial" / "phantom_fdg_0001" / "ct" / "phantom_fdg_0001_0000.nii.gz"
+    killed.parent.mkdir(parents=True)
+    killed.write_bytes(b"half")
     made = []
     monkeypatch.setattr(
         phantoms,
@@ -72,7 +75,7 @@ def test_same_command_adds_only_what_is_missing(raw: Path, monkeypatch: pytest.M
     add_phantoms("--cases", "2", "--tracers", "fdg")
     assert made == [1]
     again = contents(raw)
-    assert set(again) == set(whole)
+    assert set(again) == set(whole)  # nothing is left of a run that was killed
     for name in ("labelsTr/phantom_fdg_0001.nii.gz", "dataset.json"):
         assert again[name] == whole[name]
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import cc3d
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ from scipy import ndimage
 
 from petclick.errors import InputError
 from petclick.phantom import TRACERS, Phantom, Scanner, make_patient, make_phantom
+from petclick.phantom.__main__ import PUBLISHED, main, measure
 from petclick.phantom.anatomy import LABEL, TISSUES
 from petclick.phantom.scanner import NOISE_AT_SUV_1
 from petclick.phantom.tracers import LEAST_CONTRAST, LIGANDS, SITES, UPTAKE
@@ -283,3 +286,28 @@ def test_ct_can_lie_beside_pet() -> None:
     dome = np.argwhere(still.tissues == LABEL["liver"])[:, 0].max()
     lungs = [np.count_nonzero(each[dome, 20:-20, 20:-20]) for each in air]
     assert lungs[1] < lungs[0]  # CT's liver reaches higher
+
+
+def test_organs_take_up_what_was_published(patients: dict[str, list[Phantom]]) -> None:
+    """Large organs, because these voxels are large: within two standard deviations, or 40 %."""
+    compared = 0
+    for row in PUBLISHED:
+        cases = [p for people in patients.values() for p in people if p.ligand == row.ligand]
+        values = [measure(phantom, row.tissue, row.quantity) for phantom in cases]
+        if row.tissue in ("liver", "spleen", "kidneys", "brain"):
+            assert np.nanmean(values) == pytest.approx(row.suv, abs=2 * (row.sd or 0.2 * row.suv)), row
+            assert np.nanstd(values) > 0.08 * row.suv, row  # patients differ
+            compared += 1
+    assert compared == 8
+
+
+def test_command_prints_figures_and_draws_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("petclick.phantom.__main__.SPACING_ZYX_MM", (12.0, 12.0, 12.0))
+    main(["--cases", "1", "--pictures", str(tmp_path)])
+    rows = capsys.readouterr().out.strip().split("\n")
+    assert len(rows) == 2 + len(PUBLISHED)
+    assert rows[2].startswith("| fdg | liver | mean | 2.17 ± 0.44 | ")
+    assert any("| none |" in row for row in rows)  # one case has one of PSMA's ligands
+    assert {path.name for path in tmp_path.iterdir()} == {"phantom_fdg.png", "phantom_psma.png"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import hurry_nnunet
 
 from petclick.clicks import load_clicks
 from petclick.errors import InputError
@@ -69,6 +70,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the converted, preprocessed, trained and exported tiny data set."""
     folder = tmp_path_factory.mktemp("workshop")
     with pytest.MonkeyPatch.context() as patch:
+        hurry_nnunet(patch)
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             patch.setenv(variable, str(folder / variable))
         (folder / "settings.yaml").write_text(SETTINGS)
@@ -150,14 +152,14 @@ def test_training_goes_on_where_it_was_killed(
     monkeypatch.setenv(settings.VARIABLE, str(workshop / "more.yaml"))
     # As after a kill in the third epoch: the last whole one is there, the final one is not.
     (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
-    train.train(DATASET, 0, "cpu", 1)
+    train.train(train.Job(DATASET, 0, "cpu", 1), validation=False)
     resumed = read_checkpoint(fold / "checkpoint_final.pth")
     assert resumed["current_epoch"] == 3
     assert not list(fold.glob("*.partial"))
     log = "".join(path.read_text() for path in fold.glob("training_log_*.txt"))
     assert log.count("Epoch 0\n") + log.count("Epoch 0 \n") == 1
     with caplog.at_level(logging.INFO):
-        train.train(DATASET, 0, "cpu", None)
+        train.train(train.Job(DATASET, 0, "cpu"), validation=False)
     assert "trained already" in caplog.text
     (fold / "checkpoint_final.pth").write_bytes(final)
 
@@ -272,7 +274,7 @@ def test_training_patch_gets_the_clicks_of_its_own_mask() -> None:
     lesion[0, 3:7, 5:11, 8:12] = 1
     before = lesion.clone()
     spec = GuidanceSpec()
-    step = SimulateClicks(spec, SimulationSettings(5, Sources(official=1, varied=0)), seed=1)
+    step = SimulateClicks(spec, SimulationSettings(5, Sources(official=1, varied=0)), seeds=(1,))
     parameters = step.get_parameters(image=image, segmentation=lesion)
     out = step.apply({"image": image, "segmentation": lesion}, **parameters)
     assert out["image"].shape == (4, 12, 18, 15)

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -15,6 +16,8 @@ DEFAULT_FILE = Path(__file__).with_name("starter.yaml")
 """The settings that trained the weights in `resources/`."""
 VARIABLE = "PETCLICK_TRAINING"
 """Names another settings file, also for nnU-Net's own `nnUNetv2_train`."""
+MOST_CLICKS = 10
+"""The evaluation's, of each kind; importing it from there would take seconds."""
 
 
 def _check(name: str, good: bool, rule: str, value: object) -> None:
@@ -64,8 +67,9 @@ class Architecture:
         for name in ("features_per_stage", "blocks_per_stage"):
             value = getattr(self, name)
             _check(name, value is None or _is_sizes(value, 1), "whole numbers above 0, or null", value)
-        good = self.features_per_stage is None or len(self.features_per_stage) >= 2
-        _check("features_per_stage", good, "of two stages or more", self.features_per_stage)
+        # nnU-Net's deep supervision leaves the lowest decoder stage out; of two stages nothing would be left.
+        good = self.features_per_stage is None or len(self.features_per_stage) >= 3
+        _check("features_per_stage", good, "of three stages or more", self.features_per_stage)
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,10 @@ class TrainingSettings:
     """Everything that decides a training, apart from the data.
 
     guidance: the model's contract, saved beside the weights; simulation: how clicks are drawn;
-    initial_lr: SGD's, with polynomial decay; dice_smooth: added to Dice's numerator and denominator;
-    foreground_share: share of each batch whose patch is centred on a lesion.
+    optimizer: 'sgd', nnU-Net's with momentum, or 'adamw', for trainings too short for that; initial_lr: with
+    polynomial decay; dice_smooth: added to Dice's numerator and denominator; foreground_share: share of each
+    batch whose patch is centred on a lesion; pretrained: a checkpoint to start from; validation_clicks:
+    numbers of clicks of each kind at which the finished fold is validated.
     """
 
     guidance: GuidanceSpec = field(default_factory=GuidanceSpec)
@@ -131,11 +137,14 @@ class TrainingSettings:
     epochs: int = 1000
     steps_per_epoch: int = 250
     validation_steps_per_epoch: int = 50
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     initial_lr: float = 1e-3
     weight_decay: float = 3e-5
     dice_smooth: float = 0.0
     foreground_share: float = 0.33
     seed: int = 0
+    pretrained: str | None = None
+    validation_clicks: tuple[int, ...] = (0, 1, 3, 5, 10)
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -145,10 +154,16 @@ class TrainingSettings:
         """
         for name in ("epochs", "steps_per_epoch", "validation_steps_per_epoch"):
             _check(name, getattr(self, name) >= 1, "a whole number above 0", getattr(self, name))
+        _check("optimizer", self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'", self.optimizer)
         _check("initial_lr", 0 < self.initial_lr <= 1, "a number above 0, up to 1", self.initial_lr)
         for name in ("weight_decay", "dice_smooth", "foreground_share"):
             _check(name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1", getattr(self, name))
         _check("seed", 0 <= self.seed < 2**31, "a whole number from 0 to 2147483647", self.seed)
+        good = self.pretrained is None or (isinstance(self.pretrained, str) and self.pretrained != "")
+        _check("pretrained", good, "the path of a checkpoint, or null", self.pretrained)
+        steps = self.validation_clicks
+        good = _is_sizes(steps, 0) and max(steps) <= MOST_CLICKS and list(steps) == sorted({*steps})
+        _check("validation_clicks", good, f"ascending whole numbers from 0 to {MOST_CLICKS}", steps)
 
 
 def load_settings(path: Path | None = None) -> TrainingSettings:

@@ -1,10 +1,12 @@
-"""nnU-Net's trainer with two more input channels, filled with simulated clicks.
+"""nnU-Net's trainer with two more input channels, filled with simulated clicks, and organ heads.
 
 `nnUNetv2_train DATASET 3d_fullres FOLD -tr ClickTrainer` finds it when `nnUNet_extTrainer` names the folder
 `training/nnunet_ext`; `python -m training.train` builds it directly. Settings come from `training.settings`.
 """
 
 import os
+import shutil
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,29 @@ from typing import Any
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from petclick.clicks import KINDS
 from petclick.device import has_fast_bf16
 from petclick.guidance import FILE_NAME, save_spec
+from petclick.records import to_mapping
 from training.error_clicks import add_error_clicks
 from training.organ_task import LESION_CHANNEL, LesionAndOrganLoss, add_organ_heads, organ_loss
+from training.pretrained import load_pretrained
 from training.settings import load_settings, save_settings
 from training.transforms import SimulateClicks, misalign, with_clicks
+from training.validate import VALIDATION, validate_fold
+
+PLOT_SECONDS = 60
+"""Least time between two drawings of nnU-Net's progress.png, each of which takes seconds."""
+PARTIAL = ".partial"
+"""Ends the name of a checkpoint that is being written."""
 
 
 def plain_network(network: nn.Module) -> nn.Module:
@@ -37,17 +49,27 @@ def plain_network(network: nn.Module) -> nn.Module:
 
 
 class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
-    """Trains lesion segmentation on CT, PET, tumour clicks and background clicks, in this order."""
+    """Trains lesion segmentation on CT, PET, tumour clicks and background clicks, in this order.
+
+    show_bar: a bar of epochs on stderr stands in for nnU-Net's lines on stdout.
+    """
+
+    show_bar = False
+    is_ddp: bool
+    network: Any
+    my_init_kwargs: dict[str, Any]
 
     def __init__(
         self,
         plans: dict[str, Any],
         configuration: str,
-        fold: int,
+        fold: int | str,
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's own signature
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp and device.type == "cpu":  # nnU-Net knows distributed training on GPUs only
+            self.device, self.grad_scaler = device, None
         self.settings = load_settings()
         self.num_epochs = self.settings.epochs
         self.num_iterations_per_epoch = self.settings.steps_per_epoch
@@ -56,7 +78,12 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         self.weight_decay = self.settings.weight_decay
         self.oversample_foreground_percent = self.settings.foreground_share
         self.save_every = 1  # a killed run loses one epoch at most
-        self.rng = np.random.default_rng([self.settings.seed, fold, self.local_rank])
+        self.seeds = (self.settings.seed, fold if isinstance(fold, int) else 0, self.local_rank)
+        self.rng = np.random.default_rng(self.seeds)
+        self._bar: tqdm[Any] | None = None
+        self._plotted = -float("inf")
+        self._plot = self.logger.plot_progress_png
+        self.logger.plot_progress_png = self._plot_now_and_then
 
     @staticmethod
     def build_network_architecture(
@@ -80,6 +107,26 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
             add_organ_heads(network, organs.count)
         return network
 
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's SGD, or AdamW; both with its polynomial decay."""
+        if self.settings.optimizer == "sgd":
+            optimizer, schedule = super().configure_optimizers()
+            return optimizer, schedule
+        weights = self.network.parameters()
+        optimizer = torch.optim.AdamW(weights, self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def initialize(self) -> None:
+        """As nnU-Net; also for ranks on CPUs, for which its own wrapping asks for GPUs."""
+        ranks_on_cpu = self.is_ddp and self.device.type == "cpu"
+        self.is_ddp = self.is_ddp and not ranks_on_cpu
+        super().initialize()
+        if ranks_on_cpu:
+            self.is_ddp = True
+            self._set_batch_size_and_oversample()
+            self.network = DistributedDataParallel(self.network)
+            self.loss = self._build_loss()
+
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """nnU-Net's augmentation, which has no elastic deformation; misalignment of CT; then the clicks."""
         pipeline = super().get_training_transforms(*args, **kwargs)
@@ -90,9 +137,8 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         return self._with_clicks(super().get_validation_transforms(*args, **kwargs))
 
     def _with_clicks(self, pipeline: ComposeTransforms) -> ComposeTransforms:
-        settings = self.settings
         return with_clicks(
-            pipeline, SimulateClicks(settings.guidance, settings.simulation, settings.seed + self.fold)
+            pipeline, SimulateClicks(self.settings.guidance, self.settings.simulation, self.seeds)
         )
 
     def _build_loss(self) -> nn.Module:
@@ -143,22 +189,80 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
             return dict(super().validation_step(batch | {"target": target}))
 
     def on_train_start(self) -> None:
-        """As nnU-Net; the model folder also gets its guidance.json and the settings."""
+        """As nnU-Net; loads pretrained weights; the model folder also gets guidance.json and settings."""
         super().on_train_start()
+        if self.settings.pretrained is not None and self.current_epoch == 0:
+            for line in load_pretrained(plain_network(self.network), Path(self.settings.pretrained)):
+                self.print_to_log_file(line)
         if self.local_rank == 0:
+            for partial in Path(self.output_folder).glob(f"*{PARTIAL}"):  # of a run that was killed
+                partial.unlink()
             save_spec(self.settings.guidance, Path(self.output_folder_base) / FILE_NAME)
             save_settings(self.settings, Path(self.output_folder_base) / "settings.yaml")
+            if self.show_bar:
+                name, done = f"fold {self.fold}", self.current_epoch
+                self._bar = tqdm(total=self.num_epochs, initial=done, desc=name, unit="epoch")
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net, and moves the bar."""
+        super().on_epoch_end()
+        if self._bar is not None:
+            loss, dice = (self.logger.get_value(key, step=-1) for key in ("train_losses", "mean_fg_dice"))
+            self._bar.set_postfix(loss=f"{loss:.3f}", dice=f"{dice:.3f}", refresh=False)
+            self._bar.update()
+
+    def on_train_end(self) -> None:
+        """As nnU-Net; results of an earlier training's validation do not outlive it."""
+        super().on_train_end()
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self.local_rank == 0:
+            shutil.rmtree(Path(self.output_folder) / VALIDATION, ignore_errors=True)
+
+    def print_to_log_file(
+        self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True
+    ) -> None:
+        """As nnU-Net, but not on the console while the bar is there."""
+        also_print_to_console = also_print_to_console and self.__dict__.get("_bar") is None
+        super().print_to_log_file(
+            *args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp
+        )
+
+    def _plot_now_and_then(self, folder: str) -> None:
+        now = time.monotonic()
+        if now - self._plotted >= PLOT_SECONDS or self.current_epoch == self.num_epochs - 1:
+            self._plot(folder)
+            self._plotted = now
 
     def plot_network_architecture(self) -> None:
         """Left out: nnU-Net's plot needs a package that is not kept any more."""
 
     def save_checkpoint(self, filename: str) -> None:
-        """As nnU-Net, but whole or not at all."""
-        partial = f"{filename}.partial"
+        """As nnU-Net, with the settings in `init_args`, and whole or not at all."""
+        partial = filename + PARTIAL
+        self.my_init_kwargs = self.my_init_kwargs | {"settings": to_mapping(self.settings)}
         super().save_checkpoint(partial)
         if self.local_rank == 0 and not self.disable_checkpointing:
             os.replace(partial, filename)  # noqa: PTH105  # paths are strings here
 
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """As nnU-Net; settings that have changed since are told in the log, and hold from now on."""
+        super().load_checkpoint(filename_or_checkpoint)
+        now = to_mapping(self.settings)
+        before: dict[str, Any] = self.my_init_kwargs.get("settings", now)
+        for key in now:
+            if before.get(key) != now[key]:
+                self.print_to_log_file(
+                    f"since the checkpoint, {key} went from {before.get(key)} to {now[key]}"
+                )
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Left to `python -m training.validate`, which predicts with clicks as the container does."""
-        self.print_to_log_file("For cross-validated results with clicks: python -m training.validate")
+        """Predicts the held-out cases at several numbers of clicks, as the container does, on one rank."""
+        if self.local_rank == 0:
+            _, cases = self.do_split()
+            dataset = self.plans_manager.dataset_name
+            base = Path(self.output_folder_base)
+            clicks = self.settings.validation_clicks
+            table = validate_fold(base, dataset, str(self.fold), cases, clicks, self.device.type)
+            self.print_to_log_file(table)

@@ -58,11 +58,13 @@ class SimulateClicks(BasicTransform):  # type: ignore[misc]  # untyped base
     supervision. The loader takes its batch's shape from what this returns.
     """
 
-    def __init__(self, guidance: GuidanceSpec, simulation: SimulationSettings, seed: int) -> None:
+    def __init__(
+        self, guidance: GuidanceSpec, simulation: SimulationSettings, seeds: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.guidance = guidance
         self.simulation = simulation
-        self.seed = seed
+        self.seeds = seeds
         self._rng: np.random.Generator | None = None
 
     @property
@@ -70,7 +72,7 @@ class SimulateClicks(BasicTransform):  # type: ignore[misc]  # untyped base
         """Made on first use, so that each of the loader's processes has a stream of its own."""
         if self._rng is None:
             # The loader seeds NumPy's global state apart in each process.
-            self._rng = np.random.default_rng([self.seed, np.random.randint(2**31)])  # noqa: NPY002
+            self._rng = np.random.default_rng([*self.seeds, np.random.randint(2**31)])  # noqa: NPY002
         return self._rng
 
     def get_parameters(

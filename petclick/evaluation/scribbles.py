@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from petclick.clicks import ClickSet, click_set
-from petclick.simulate.strokes import draw_stroke
+from petclick.simulate.strokes import centre_line, draw_stroke
 
 Mask = npt.NDArray[np.uint8]
 
@@ -25,7 +25,5 @@ def error_scribble(truth: Mask, prediction: Mask) -> ClickSet:
     Returns:
         The stroke's voxels, each once; none where the masks are equal.
     """
-    rng = np.random.default_rng(0)  # centre lines draw nothing
-    missed = draw_stroke(truth > prediction, "centre", rng)
-    false = draw_stroke(prediction > truth, "centre", rng)
+    missed, false = (draw_stroke(error, centre_line) for error in (truth > prediction, prediction > truth))
     return click_set(missed, []) if len(missed) >= len(false) else click_set([], false)

@@ -80,7 +80,7 @@ def measure(phantom: Phantom, tissue: str, quantity: Literal["mean", "max"]) -> 
 
 
 def table(phantoms: list[Phantom]) -> str:
-    """Markdown: published figures beside those of the phantoms of the same ligand (mean and sd over cases)."""
+    """Markdown: published figures beside those of the same ligand's phantoms, mean and sd over cases."""
     lines = ["| ligand | tissue | SUV | published | phantoms | source |", "|---|---|---|---|---|---|"]
     for row in PUBLISHED:
         cases = [phantom for phantom in phantoms if phantom.ligand == row.ligand]

@@ -56,12 +56,14 @@ def place_lesions(
     """
     numbers = np.zeros_like(tissues)
     sites = [site for site in SITES[tracer] if frame.person.male or not site.male]
-    shares = np.array([site.share for site in sites]) * rng.gamma(_PATTERN, size=len(sites))
+    usual = np.array([site.share for site in sites])
+    preferred = usual * rng.gamma(_PATTERN, size=len(sites))
     floor_mm = FLOOR_VOX * float(np.prod(frame.spacing)) ** (1 / 3)
     lesions: list[Lesion] = []
     for number in range(1, n_lesions + 1):
         for attempt in range(_TRIES):
             if attempt % _TRIES_PER_SITE == 0:
+                shares = usual if attempt else preferred  # a preferred site may be full
                 site = sites[rng.choice(len(sites), p=shares / shares.sum())]
                 smallest, largest = (np.cbrt(1000 * ml / (4 / 3 * np.pi)) for ml in site.volume_ml)
                 smallest = max(smallest, floor_mm)

@@ -95,7 +95,7 @@ def hot_outside(lesion: Mask, pet: Image, percentile: float) -> npt.NDArray[np.i
     """
     n_outside = lesion.size - np.count_nonzero(lesion)
     # So many have at least the uptake that lies at the percentile, or next above it.
-    n_hot = n_outside - int(np.ceil((n_outside - 1) * percentile / 100))
+    n_hot = n_outside - int(np.ceil((n_outside - 1) * (percentile / 100)))
     if n_outside == 0:
         return np.zeros(0, np.int64)
     uptake, inside = pet.reshape(-1), lesion.reshape(-1)
@@ -104,7 +104,8 @@ def hot_outside(lesion: Mask, pet: Image, percentile: float) -> npt.NDArray[np.i
     guess = max(0, int(len(sample) * (percentile / 100 - 0.25 * (1 - percentile / 100)) - 10))
     voxels = np.zeros(0, np.int64)
     if guess:
-        voxels = np.flatnonzero((uptake >= sample[guess]) & ~inside)
+        voxels = np.flatnonzero(uptake >= sample[guess])
+        voxels = voxels[~inside[voxels]]
     if len(voxels) < n_hot:
         voxels = np.flatnonzero(~inside)
     values = uptake[voxels]

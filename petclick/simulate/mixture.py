@@ -22,6 +22,8 @@ SCHEMES: Mapping[str, Scheme] = {
     "scribbles": simulate_scribbles,
 }
 """The scheme that each share of `Sources` stands for."""
+MOST_STROKES = 5
+"""Most scribbles of each kind; autoPET V gives a case so many in all of its steps."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Sources:
 class SimulationSettings:
     """How training draws clicks.
 
-    max_clicks: most clicks (or strokes) of each kind; sources: how often each scheme is taken;
+    max_clicks: most clicks of each kind; sources: how often each scheme is taken;
     no_click_share: share of samples without any click, beside those that the counts' own distribution draws;
     error_share: share of samples that get clicks on the errors of the network's own prediction, in the
     training step.
@@ -90,11 +92,12 @@ def simulate(lesion: Mask, pet: Image, settings: SimulationSettings, rng: np.ran
     """
     shares = asdict(settings.sources)
     no_click = rng.random() < settings.no_click_share
-    scheme = SCHEMES[rng.choice(list(shares), p=[*shares.values()])]
-    n_tumor, n_background = draw_count(settings.max_clicks, rng), draw_count(settings.max_clicks, rng)
+    source = rng.choice(list(shares), p=[*shares.values()])
+    most = min(settings.max_clicks, MOST_STROKES) if source == "scribbles" else settings.max_clicks
+    n_tumor, n_background = draw_count(most, rng), draw_count(most, rng)
     if no_click:
         n_tumor = n_background = 0
-    return scheme(lesion, pet, n_tumor, n_background, rng)
+    return SCHEMES[source](lesion, pet, n_tumor, n_background, rng)
 
 
 def draw_count(max_clicks: int, rng: np.random.Generator) -> int:

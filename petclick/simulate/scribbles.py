@@ -1,17 +1,16 @@
 """Scribbles for training, where no prediction exists yet: on lesions and on hot voxels outside them."""
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
 from petclick.clicks import ClickSet, click_set
 from petclick.simulate.components import Component, Components, Mask, Voxels, hot_mask
 from petclick.simulate.schemes import OFFICIAL_PERCENTILE
-from petclick.simulate.strokes import STROKES, StrokeName, draw_stroke
+from petclick.simulate.strokes import Line, boundary_line, centre_line, draw_stroke, random_line
 
 Image = npt.NDArray[np.float32]
-
-MOST_STROKES = 5
-"""Strokes that autoPET V gives a case, in all of its steps."""
 
 
 def simulate_scribbles(
@@ -25,39 +24,36 @@ def simulate_scribbles(
     Args:
         lesion: (z, y, x) tumour mask.
         pet: (z, y, x) uptake; background strokes fall where the official scheme's clicks would.
-        n_tumor: most tumour strokes; no more than `MOST_STROKES` are drawn.
-        n_background: most background strokes, likewise.
+        n_tumor: most tumour strokes.
+        n_background: most background strokes.
         rng: source of all randomness.
 
     Returns:
         The strokes' voxels.
     """
-    name = rng.choice(list(STROKES))
-    tumor = _strokes(lesion, min(n_tumor, MOST_STROKES), name, rng)
+    ways = (centre_line, partial(random_line, rng=rng), partial(boundary_line, rng=rng))
+    line = ways[rng.integers(len(ways))]
+    tumor = _strokes(lesion, n_tumor, line, rng)
     if not n_background:
         return click_set(tumor, [])
     hot = hot_mask(lesion, pet, OFFICIAL_PERCENTILE)
-    return click_set(tumor, _strokes(hot, min(n_background, MOST_STROKES), name, rng))
+    return click_set(tumor, _strokes(hot, n_background, line, rng))
 
 
-def _strokes(mask: Mask, n: int, name: StrokeName, rng: np.random.Generator) -> Voxels:
+def _strokes(mask: Mask, n: int, line: Line, rng: np.random.Generator) -> Voxels:
     strokes = [np.zeros((0, 3), np.int64)]
     if n and mask.any():
         found = Components(mask)
         components = [found.cut_out(number) for number in rng.permutation(len(found.sizes))[:n]]
-        strokes += [_first(component, name, rng) for component in components]
+        strokes += [_taken(component, draw_stroke(component.free, line)) for component in components]
         while len(strokes) <= n and (components := [each for each in components if each.free.any()]):
-            strokes += [_further(component, name, rng) for component in components[: n + 1 - len(strokes)]]
+            strokes += [_further(component, line, rng) for component in components[: n + 1 - len(strokes)]]
     return np.concatenate(strokes)
 
 
-def _first(component: Component, name: StrokeName, rng: np.random.Generator) -> Voxels:
-    return _taken(component, draw_stroke(component.free, name, rng))
-
-
-def _further(component: Component, name: StrokeName, rng: np.random.Generator) -> Voxels:
+def _further(component: Component, line: Line, rng: np.random.Generator) -> Voxels:
     z = rng.choice(np.flatnonzero(component.free.any(axis=(1, 2))))
-    stroke = draw_stroke(component.free[z : z + 1], name, rng)
+    stroke = draw_stroke(component.free[z : z + 1], line)
     return _taken(component, stroke + np.array([z, 0, 0]))
 
 

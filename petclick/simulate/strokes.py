@@ -1,12 +1,12 @@
 """Strokes on one axial slice, as autoPET V draws them: centre line, random line, boundary.
 
 Source: the task page (autopet-v.grand-challenge.org) and the organisers' public code
-(github.com/lab-midas/autoPETV, interactive/simulate_scribbles.py). A region is a connected 2-D mask, a line
-its voxels (N, 2), each once; a region of fewer than two places for a line is taken as a whole.
+(github.com/lab-midas/autoPETV, interactive/simulate_scribbles.py), which draws a third of the cases in each
+way. A region is a connected 2-D mask, a line its voxels (N, 2), each once; a region of fewer than two places
+for a line is taken as a whole.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ from skimage.morphology import skeletonize
 
 Mask = npt.NDArray[np.bool_]
 Voxels = npt.NDArray[np.int64]
-StrokeName = Literal["centre", "random", "boundary"]
+Line = Callable[[Mask], Voxels]
+"""Draws a stroke's voxels into a region."""
 
 END_SHARE = 0.1
 """Share of a centre line that is cut off at each end."""
@@ -99,17 +100,9 @@ def boundary_line(region: Mask, rng: np.random.Generator) -> Voxels:
     return np.array(line, np.int64)
 
 
-STROKES: Mapping[StrokeName, Callable[[Mask, np.random.Generator], Voxels]] = {
-    "centre": lambda region, _: centre_line(region),
-    "random": random_line,
-    "boundary": boundary_line,
-}
-"""autoPET V draws each case's strokes in one of these ways, each in a third of the cases."""
-
-
-def draw_stroke(mask: Mask, name: StrokeName, rng: np.random.Generator) -> Voxels:
+def draw_stroke(mask: Mask, line: Line) -> Voxels:
     """(N, 3) voxels of a stroke on the largest piece of any axial slice; none on an empty mask."""
     if not mask.any():
         return np.zeros((0, 3), np.int64)
     z, region = largest_piece(mask)
-    return np.insert(STROKES[name](region, rng), 0, z, axis=1)
+    return np.insert(line(region), 0, z, axis=1)
