@@ -25,7 +25,7 @@ from petclick.tiff import check_tiff
 
 MAX_VOXELS = 1_000_000_000
 """A header that promises more is refused before memory is taken; a whole body has 50 to 100 million."""
-MAX_BYTES_OF_SMALL_FILE = 1 << 25
+MAX_BYTES_OF_SMALL_FILE = 1 << 22
 MAX_BYTES_PER_BYTE = 100
 """What files may promise, the larger of the two: real voxels have noise and shrink to a tenth, a bomb's to a
 thousandth."""

@@ -119,8 +119,8 @@ def read_image(path: Path, trusted: bool = False) -> tuple[FloatVolume, Grid]:
 
     Args:
         path: the file.
-        trusted: the user made it, such as a truth that is mostly empty: it may have any extension, to be read as
-            whatever ITK takes it for, and shrink to any length.
+        trusted: the user made it, such as a truth that is mostly empty: it may have any extension, to be
+            read as whatever ITK takes it for, and shrink to any length.
 
     Returns:
         float32 array (z, y, x), all finite, and its grid.

@@ -36,7 +36,7 @@ BACKGROUND_MARGIN = -1.0
 """The lesion's margin where nothing is predicted."""
 MAX_NETWORK_VOXELS = 400_000_000
 """Of a case once it is resampled; a whole body at 2 mm has 50 to 100 million."""
-MAX_RATIO, RATIO_FREE_VOXELS = 64, 2_000_000
+MAX_RATIO, RATIO_FREE_VOXELS = 32, 2_000_000
 """Voxels of the resampled case per voxel of a larger one: PET of 6 mm on a grid of 2 mm makes 27 of one."""
 CROP_SLACK_VOX = 1.0
 """Clicks may lie this far outside the cropped image, in voxels of the network's grid, by rounding."""

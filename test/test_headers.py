@@ -1,6 +1,6 @@
-"""Files that ITK's readers cannot be trusted with: each was found by `test/fuzz.py` or made for what it found.
+"""Files that ITK's readers cannot be trusted with: found by `test/fuzz.py`, or made for what it found.
 
-Without the checks, the reader crashed, never ended, read beyond the file, or took a damaged file for a whole one.
+Without the checks, a reader may crash, never end, read beyond the file, or take a damaged file for whole.
 """
 
 import gzip
