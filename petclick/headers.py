@@ -43,6 +43,10 @@ NIFTI_BITS = {
     **{1536: 128, 1792: 128, 2048: 256, 2304: 32},
 }
 """Data type of NIfTI -> bits per voxel."""
+NIFTI_GEOMETRY = ((76, "4f"), (256, "18f"))
+"""Place and form of spacing, and of quaternion and matrix."""
+MAX_NIFTI_NUMBER = 1e9
+"""In a geometry; the NIfTI library never ends where its products are infinite."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -162,6 +166,11 @@ def _check_nifti(file: IO[bytes]) -> Body:
         raise DamagedError(f"its size must be 1 to 7 numbers above 0, not {sizes[: max(0, n_axes)]}")
     if NIFTI_BITS.get(data_type) != bits:
         raise DamagedError(f"its data type {data_type} does not have {bits} bits")
+    geometry = [
+        number for place, form in NIFTI_GEOMETRY for number in struct.unpack_from(order + form, header, place)
+    ]
+    if not all(abs(number) <= MAX_NIFTI_NUMBER for number in geometry):
+        raise InputError(file.name, "must have a finite spacing, origin and direction")
     if not (offset == 0 or NIFTI_HEADER_BYTES <= offset <= MAX_HEADER_BYTES):
         raise DamagedError(f"its voxels must not start at byte {offset:g}")
     return Body(max(int(offset), NIFTI_HEADER_BYTES), "all" if compressed else "", bits)

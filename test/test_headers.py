@@ -193,6 +193,17 @@ def test_fields_of_a_nifti(path: Path, extension: str, place: int, form: str, va
     assert refusal(changed).startswith((DAMAGED, "must be 3-D"))
 
 
+@pytest.mark.parametrize("place", [76, 84, 256, 268, 280, 316, 324])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e30])
+def test_numbers_with_which_a_niftis_geometry_never_ends(path: Path, place: int, value: float) -> None:
+    whole = path.with_suffix(".nii")
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS), str(whole))
+    data = bytearray(whole.read_bytes())
+    struct.pack_into("<f", data, place, value)
+    whole.write_bytes(data)
+    assert refusal(whole) == "must have a finite spacing, origin and direction"
+
+
 def entry(data: bytes, tag: int) -> int:
     """Where the first page of a TIFF has this tag."""
     (page,) = struct.unpack_from("<I", data, 4)
