@@ -98,6 +98,8 @@ def fuzz(count: int, first: int, seed: int, keep: Path, run: Callable[..., Answe
             slowest, largest = max(slowest, got.seconds), max(largest, got.peak_bytes)
             shutil.rmtree(job)
             shutil.rmtree(output)
+            if (number - first) % 1000 == 999:
+                print(f"{number - first + 1} of {count}, {len(wrong)} wrong", flush=True)
     for kind in KINDS:
         print(kind.ljust(8), *(f"{word} {answers[kind, word]:5}" for word in ("done", "refused", "wrong")))
     print(

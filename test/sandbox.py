@@ -5,6 +5,7 @@ are seen for what they are. Started by `Sandbox`, as a process of its own: that 
 much memory.
 """
 
+import gc
 import json
 import os
 import resource
@@ -14,14 +15,15 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-GUARD_BYTES = 6 * 10**9
-"""Address space of a run, PyTorch's 1 GB included: keeps the machine from harm."""
-GUARD_SECONDS = 120
+GUARD_BYTES = 5 * 10**9
+"""Address space of a run, beside what is loaded: keeps the machine from harm."""
+GUARD_SECONDS, GUARD_WALL_SECONDS = 60, 900
+"""Of CPU time, and of any."""
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -30,8 +32,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 class Answer:
     """How a run ended.
 
-    code: exit code, or minus the signal that ended it; seconds: of CPU time; wall_seconds; peak_bytes: of
-    memory, with what the server had loaded before; stderr: the end of it.
+    code: exit code, or minus the signal that ended it; seconds: of CPU time; peak_bytes: of memory, with what
+    the server had loaded before; stderr: the end of it.
     """
 
     code: int
@@ -51,11 +53,12 @@ class Answer:
 class Order:
     """A run of the program.
 
-    limits: name of a resource -> number; signal_after: seconds until which signal ends it, if any does.
+    more_memory: bytes of address space beyond what is loaded; signal_after: seconds until `signal_number`
+    ends it, if anything does.
     """
 
     arguments: tuple[str, ...]
-    limits: dict[str, int] = field(default_factory=dict)
+    more_memory: int = GUARD_BYTES
     signal_after: float | None = None
     signal_number: int = signal.SIGKILL
 
@@ -102,6 +105,7 @@ def _load_everything() -> None:
 
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    gc.freeze()  # a collection would copy the pages that a child shares
 
 
 def _answer(order: Order, stderr: IO[bytes]) -> Answer:
@@ -114,9 +118,8 @@ def _answer(order: Order, stderr: IO[bytes]) -> Answer:
     killer = threading.Timer(order.signal_after or 0, os.kill, (child, order.signal_number))
     if order.signal_after is not None:
         killer.start()
-    os.waitid(
-        os.P_PID, child, os.WEXITED | os.WNOWAIT
-    )  # until it is reaped, its number belongs to no other process
+    # until it is reaped, its number belongs to no other process
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     killer.cancel()
     if order.signal_after is not None:
         killer.join()
@@ -135,10 +138,11 @@ def _run(order: Order, stderr: IO[bytes]) -> NoReturn:
     try:
         os.dup2(stderr.fileno(), 1)
         os.dup2(stderr.fileno(), 2)
-        limits = {"RLIMIT_CORE": 0, "RLIMIT_AS": GUARD_BYTES, "RLIMIT_CPU": GUARD_SECONDS, **order.limits}
-        for name, limit in limits.items():
-            resource.setrlimit(getattr(resource, name), (limit, limit))
-        signal.alarm(GUARD_SECONDS)
+        loaded = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        limits = ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, loaded + order.more_memory))
+        for kind, limit in (*limits, (resource.RLIMIT_CPU, GUARD_SECONDS)):
+            resource.setrlimit(kind, (limit, limit))
+        signal.alarm(GUARD_WALL_SECONDS)
         program.run(lambda: cli.main(order.arguments))
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 98
