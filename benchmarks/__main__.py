@@ -9,9 +9,12 @@ import json
 import os
 import pkgutil
 import platform
+import re
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
+
+import torch
 
 import benchmarks
 
@@ -23,7 +26,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
     parser.add_argument("name", choices=[*names, "all"])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--folds", help="of the model, such as 0,1 (default: all)")
+    parser.add_argument(
+        "--cases", help="folder of sarcoma patients (default: ../shared/data/ibsi_validation)"
+    )
     options = parser.parse_args()
+    for name in ("folds", "cases"):
+        if value := getattr(options, name):
+            os.environ[f"PETCLICK_BENCHMARK_{name.upper()}"] = value
     results = {}
     for name in names if options.name == "all" else [options.name]:
         results[name] = importlib.import_module(f"benchmarks.{name}").run()
@@ -31,12 +41,23 @@ def main() -> None:
             print(f"{name}  {figure}: {value:.4g}", flush=True)
     if options.json:
         record = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+            "machine": _machine(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
             "results": results,
         }
         options.json.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+def _machine() -> str:
+    """Processor, cores, memory and versions."""
+    cpus = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.+)", cpus.read_text()) if cpus.is_file() else []
+    cpu = models[0] if models else platform.machine()
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    threads = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{cpu}, {threads}, {gib:.0f} GiB, {versions}"
 
 
 if __name__ == "__main__":

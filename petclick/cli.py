@@ -5,18 +5,27 @@ Every flag has an environment twin, so that a container can be configured withou
 
 import argparse
 import logging
+import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from petclick.job import load_predictor, read_job, write_result
+import numpy as np
+
+from petclick.clock import process_start_s
+from petclick.job import Job, load_predictor, read_job, write_result
+from petclick.program import report
+from petclick.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 MOUNTED_MODEL = Path("/opt/ml/model")
 """Where the platform unpacks a model that is uploaded apart from the image."""
+MOUNTED_CACHE = Path("/cache")
+"""Where a folder is mounted that lasts from call to call."""
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "resources"
 
 
@@ -50,6 +59,9 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> ar
         default="error",
         help="clicks outside the volume: refuse the file (default), or leave them out with a warning",
     )
+    add("--cache", type=Path, help="keep results from call to call here, or none (default: /cache, if there)")
+    add("--cache-gib", type=parse_positive, default=8.0, help="its most GiB (default: %(default)s)")
+    add("--time-limit", type=parse_positive, help="seconds in which the mask must be there (default: none)")
     add("--overlay", type=Path, help="also draw PET, mask and clicks into this PNG")
     add(
         "--serve",
@@ -70,20 +82,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments, os.environ)
     logging.getLogger("petclick").setLevel(logging.WARNING if options.quiet else logging.INFO)
     options.model = options.model or default_model()
+    options.cache = choose_cache(options.cache)
     if options.serve:
         from petclick.server import serve
 
         serve(options)  # does not come back
-    job = read_job(options)
+    job = read_job(options, process_start_s())
+    watchdog = Watchdog(job.write_by, lambda: _end_without_network(job))
     predictor = load_predictor(options)
     predictor.set_case(job.case)
-    logger.info("ready after %.1f s", time.perf_counter() - job.start)
-    write_result(job, predictor.predict(job.clicks), options.overlay)
+    logger.info("ready after %.1f s", time.monotonic() - job.start)
+    mask = predictor.predict(job.clicks, job.write_by)
+    if not watchdog.claim():
+        threading.Event().wait()  # for the watchdog to end the process
+    write_result(job, mask, options.overlay)
 
 
 def default_model() -> Path:
     """The mounted model where there is one, else the shipped one."""
     return MOUNTED_MODEL if (MOUNTED_MODEL / "plans.json").is_file() else SHIPPED_MODEL
+
+
+def choose_cache(wish: Path | None) -> Path | None:
+    """The folder asked for; else the mounted one, where there is one that can be written to."""
+    if wish is None:
+        return MOUNTED_CACHE if os.access(MOUNTED_CACHE, os.W_OK | os.X_OK) else None
+    return None if wish == Path("none") else wish
+
+
+def _end_without_network(job: Job) -> None:
+    """Write a mask in time, though not a good one, and end the process whatever it is at."""
+    logger.warning("time limit: no time for the network, all is background")
+    try:
+        write_result(job, np.zeros(job.case.grid.shape_zyx, np.uint8), None)
+    except Exception as error:
+        report(error)
+        os._exit(1)
+    os._exit(0)
 
 
 def _from_environment(action: argparse.Action, environment: Mapping[str, str]) -> list[str]:
@@ -100,6 +135,17 @@ def _from_environment(action: argparse.Action, environment: Mapping[str, str]) -
 def parse_folds(text: str) -> tuple[str, ...] | None:
     """'all' is None; '0,3' are two folds."""
     return None if text == "all" else tuple(fold.strip() for fold in text.split(","))
+
+
+def parse_positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return number
 
 
 def parse_axes(text: str) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ Euclidean-distance encoding of arXiv 2508.21680: a ball filled with the distance
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -78,6 +79,11 @@ def save_spec(spec: GuidanceSpec, path: Path) -> None:
     path.write_text(json.dumps(to_mapping(spec), indent=2) + "\n", "utf-8")
 
 
+def reach(spec: GuidanceSpec) -> int:
+    """Largest distance, in voxels, at which a stamp is not 0."""
+    return spec.radius_vox if spec.encoding == "edt" else math.ceil(3 * spec.sigma_vox)
+
+
 @lru_cache(maxsize=8)
 def stamp(spec: GuidanceSpec) -> npt.NDArray[np.float32]:
     """One click's stamp: an odd cube of float32 in [0, 1], 1 at its centre.
@@ -87,14 +93,14 @@ def stamp(spec: GuidanceSpec) -> npt.NDArray[np.float32]:
     2 there are 33 voxels, with 1, (2/5) ** 0.5 and (1/5) ** 0.5. 'gaussian': exp(-d**2 / (2 * sigma**2)), cut
     at 3 sigma.
     """
-    reach = spec.radius_vox if spec.encoding == "edt" else int(np.ceil(3 * spec.sigma_vox))
-    axis = np.arange(-reach, reach + 1)
+    most = reach(spec)
+    axis = np.arange(-most, most + 1)
     squared = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2
     if spec.encoding == "edt":
-        values = ndimage.distance_transform_edt(squared <= reach**2)
+        values = ndimage.distance_transform_edt(squared <= most**2)
         values /= values.max()
     else:
-        values = np.where(squared <= reach**2, np.exp(-squared / (2 * spec.sigma_vox**2)), 0)
+        values = np.where(squared <= most**2, np.exp(-squared / (2 * spec.sigma_vox**2)), 0)
     result = values.astype(np.float32)
     result.flags.writeable = False
     return result
@@ -109,7 +115,7 @@ def encode(  # NumPy's and CuPy's arrays have no common type
     """Draw clicks into two channels; stamps that overlap combine by maximum and are cut at the border.
 
     Args:
-        clicks: on the network's grid, inside the volume.
+        clicks: on the network's grid; stamps of those outside the volume are cut like any other.
         shape_zyx: the volume's shape.
         spec: how a click is drawn.
         xp: the array module, NumPy or CuPy. The stamp is SciPy's for both, so that they draw the same bits.

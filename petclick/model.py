@@ -126,7 +126,7 @@ def load_network(model: Model, checkpoint: Path) -> nn.Module:
         where = model.folder / "plans.json"
         raise InputError(where, f"must describe a network ({_first_lines(error)})") from None
     weights = {
-        _unwrap(name): value
+        unwrap(name): value
         for name, value in read_checkpoint(checkpoint)["network_weights"].items()
         if ORGAN_HEADS not in name
     }
@@ -161,7 +161,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _unwrap(name: str) -> str:
+def unwrap(name: str) -> str:
+    """A weight's name without what distributed and compiled modules put before it."""
     while name.startswith(WRAPPERS):
         name = name.split(".", 1)[1]
     return name

@@ -10,9 +10,11 @@ A case is prepared once; each `predict` takes all clicks so far.
 import contextlib
 import importlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,29 +22,29 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from petclick.clicks import KINDS, ClickSet, click_set
-from petclick.device import choose_device, choose_precision
+from petclick.cache import TileCache
+from petclick.clicks import ClickSet, click_set
+from petclick.clock import Clock
+from petclick.device import choose_device, choose_precision, set_up_cpu
 from petclick.errors import InputError, PetclickError
 from petclick.guidance import encode
 from petclick.images import Case
+from petclick.kept import KeptTiles
+from petclick.lasting import LastingTiles
 from petclick.model import Model, load_network
+from petclick.placement import place, place_on_cpu
 from petclick.postprocess import postprocess
-from petclick.preprocess import Prepared, map_clicks, prepare, restore
-from petclick.tiles import (
-    Accumulator,
-    KeptTiles,
-    Passes,
-    all_mirrors,
-    pad_to_patch,
-    predict_tile,
-    tile_corners,
-)
+from petclick.preprocess import BACKGROUND_MARGIN, Prepared, map_clicks, prepare, restore
+from petclick.tiles import Passes, all_mirrors, predict_tile
+from petclick.window import Report, SlidingWindow
 
 logger = logging.getLogger(__name__)
 
-CPU_BATCH = 2
-"""Mirrored passes that a CPU runs together; one leaves half of oneDNN's speed, more only cost memory."""
-CUDA_BATCH = 8
+EXPORT_S, EXPORT_PER_RESTORE = 0.3, 5.0
+"""What may pass from the margin to the mask: so long, and so many times what restoring the margin takes.
+
+Measured on a whole body of 52 million voxels: 1.7 to 2.8 times.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,21 @@ class Settings:
 
     device: 'auto', 'cpu' or 'cuda'; precision: 'auto', 'fp32', 'bf16' or 'fp16'; mirror_axes: spatial axes
     of the network's grid, None for those that the model was trained with; step_size: distance of neighbouring
-    tiles in patches, in (0, 1]; keep_gib: host memory for results, from which the next prediction of the
-    same case takes the tiles that no new click touches; progress: show a bar on stderr.
+    tiles in patches, in (0, 1]; skip_air: leave out tiles without body and clicks, which are background;
+    keep_gib: room for tiles' results, of which the next prediction of the same case takes those that no new
+    click touches; keep_dir: the folder of a file for them, None for host memory; cache: a folder where they
+    outlive the process, and cache_gib, its bound; progress: show a bar on stderr.
     """
 
     device: str = "auto"
     precision: str = "auto"
     mirror_axes: tuple[int, ...] | None = None
     step_size: float = 0.5
+    skip_air: bool = True
     keep_gib: float = 4.0
+    keep_dir: Path | None = None
+    cache: Path | None = None
+    cache_gib: float = 8.0
     progress: bool = False
 
 
@@ -72,6 +80,7 @@ class Predictor:
         Raises:
             InputError: weights that do not fit, a device that is not there, axes or a step out of range.
         """
+        set_up_cpu()
         settings = settings or Settings()
         if not 0 < settings.step_size <= 1:
             raise InputError("--step-size", "must be above 0, up to 1", settings.step_size)
@@ -84,25 +93,41 @@ class Predictor:
         passes = Passes(networks, all_mirrors(sorted(set(axes))), 1, device, precision)
         self._model, self._settings = model, settings
         try:
-            self._passes, self._results_device = _place(passes, device), device
+            self._passes, self._results_device = place(passes, model.plan, device), device
         except torch.OutOfMemoryError:
-            self._passes, self._results_device = _place_on_cpu(passes), torch.device("cpu")
+            self._passes, self._results_device = place_on_cpu(passes, model.plan), torch.device("cpu")
             logger.warning("the GPU is out of memory: the CPU takes over")
         self._case: Prepared | None = None
+        self._window: SlidingWindow | None = None
         self._pet_suv = np.zeros((0, 0, 0), np.float32)
-        self._kept = KeptTiles(settings.keep_gib)
+        self._report = Report()
+        self._restore_s: float | None = None  # what restoring the case's margin takes, once measured
         passes = self._passes
+        self._kept: KeptTiles | LastingTiles = KeptTiles(settings.keep_gib, settings.keep_dir)
+        if settings.cache is not None:
+            cache = TileCache(settings.cache, settings.cache_gib)
+            self._kept = LastingTiles(self._kept, cache, model, passes.device)
         logger.info(
             "model %s: %d folds, %d mirrored passes, %s on %s",
             *(model.folder, len(networks), len(passes.mirrors), _name(passes.precision), passes.device),
         )
+
+    @property
+    def last_report(self) -> Report:
+        """What the last prediction did."""
+        return self._report
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the forward passes."""
+        return self._passes.precision
 
     def warm_up(self) -> None:
         """Run one batch over an empty patch: a process's first one is slow, and no case need wait for it."""
         passes, patch = self._passes, self._model.plan.patch_size
         passes = replace(passes, networks=passes.networks[:1], mirrors=passes.mirrors[: passes.batch])
         with torch.inference_mode(), contextlib.suppress(torch.OutOfMemoryError):  # left to the first case
-            guidance = self._encode(click_set([[0, 0, 0]], [[0, 0, 0]]), patch).to(passes.device)
+            guidance = self._draw(click_set([[0, 0, 0]], [[0, 0, 0]]), patch).to(passes.device)
             image = torch.zeros((len(self._model.plan.normalization), *patch), device=passes.device)
             predict_tile(torch.cat((image, guidance)), passes, lambda _: None)
 
@@ -113,9 +138,12 @@ class Predictor:
             InputError: the case is empty.
         """
         start = time.perf_counter()
-        self._case = prepare(case, self._model.plan, self._model.spec.orientation)
-        self._pet_suv = case.pet_suv
-        self._kept.clear()
+        prepared = prepare(case, self._model.plan, self._model.spec.orientation)
+        self.reset()  # its memory is needed
+        self._case, self._pet_suv = prepared, case.pet_suv
+        self._window = self._lay_window(prepared)
+        if isinstance(self._kept, LastingTiles):
+            self._kept.set_case(prepared)
         logger.info(
             "preprocessed to %s voxels of %s mm in %.1f s",
             *(_sizes(self._case.shape), _sizes(self._model.plan.spacing_mm), time.perf_counter() - start),
@@ -123,14 +151,17 @@ class Predictor:
 
     def reset(self) -> None:
         """Forget the case."""
-        self._case, self._pet_suv = None, np.zeros((0, 0, 0), np.float32)
+        self._case, self._window, self._pet_suv = None, None, np.zeros((0, 0, 0), np.float32)
+        self._restore_s = None
         self._kept.clear()
 
-    def predict(self, clicks: ClickSet) -> npt.NDArray[np.uint8]:
+    def predict(self, clicks: ClickSet, deadline: float = math.inf) -> npt.NDArray[np.uint8]:
         """Segment the case for these clicks, all that count so far.
 
         Args:
             clicks: on the case's grid.
+            deadline: when the mask must be there, by `time.monotonic`. What does not fit is left out, as
+                `petclick.schedule` has it; where there is no time for any of it, all is background.
 
         Returns:
             uint8 (z, y, x) mask on the case's grid, 1 in lesions.
@@ -138,13 +169,12 @@ class Predictor:
         Raises:
             PetclickError: no case is set.
         """
-        case = self._require_case()
-        margin = self.predict_margin(clicks)
+        case, margin = self._require_case(), self._predict_margin(clicks, deadline)
         start = time.perf_counter()
-        try:
-            stored = restore(margin, case, self._model.plan)
-        except torch.OutOfMemoryError:
-            stored = restore(margin.cpu(), case, self._model.plan)
+        if margin is None:
+            stored = np.full(case.case_grid.shape_zyx, BACKGROUND_MARGIN, np.float32)
+        else:
+            stored = self._restore(margin, case)
         mask = postprocess(stored, self._pet_suv, clicks, case.case_grid, self._model.spec.postprocess)
         logger.info("mask on the input's grid after another %.1f s", time.perf_counter() - start)
         return mask
@@ -155,69 +185,94 @@ class Predictor:
         Raises:
             PetclickError: no case is set, the memory does not suffice, or the network's output is not finite.
         """
-        case = self._require_case()
-        network_clicks = map_clicks(clicks, case)
+        margin = self._predict_margin(clicks, math.inf)
+        assert margin is not None
+        return margin.clone()
+
+    def _predict_margin(self, clicks: ClickSet, deadline: float) -> torch.Tensor | None:
+        """As above, but what the next prediction writes to; None where there was no time."""
+        network_clicks = map_clicks(clicks, self._require_case())
+        assert self._window is not None
         while True:
             with contextlib.suppress(torch.OutOfMemoryError, MemoryError):  # CuPy's is a MemoryError
-                margin = self._run_tiles(case, network_clicks)
+                clock = None
+                if deadline < math.inf:
+                    if time.monotonic() > deadline:
+                        logger.warning("time limit: no time for the network, all is background")
+                        return None
+                    clock = Clock(deadline, self._export_s(self._require_case()))
+                margin = self._run_tiles(self._window, network_clicks, clock)
                 if margin.isfinite().all():
                     return margin
                 self._use_more_precision()
                 continue
             # Behind the handler: the error's traceback would keep the tensors alive.
-            self._use_less_memory()
+            self._use_less_memory(self._window)
 
-    def _run_tiles(self, case: Prepared, clicks: ClickSet) -> torch.Tensor:
+    def _lay_window(self, case: Prepared) -> SlidingWindow:
+        settings = self._settings
+        try:
+            return SlidingWindow(
+                case, self._model, settings.step_size, settings.skip_air, self._results_device
+            )
+        except torch.OutOfMemoryError:
+            self._results_device = torch.device("cpu")
+            logger.warning("the GPU is out of memory: results are kept on the host")
+            return SlidingWindow(
+                case, self._model, settings.step_size, settings.skip_air, self._results_device
+            )
+
+    def _restore(self, margin: torch.Tensor, case: Prepared) -> npt.NDArray[np.float32]:
+        start = time.monotonic()
+        try:
+            stored = restore(margin, case, self._model.plan)
+        except torch.OutOfMemoryError:
+            stored = restore(margin.cpu(), case, self._model.plan)
+        self._restore_s = time.monotonic() - start
+        return stored
+
+    def _export_s(self, case: Prepared) -> float:
+        """What may pass from the margin to the mask; measured by a rehearsal of its one certain step."""
+        if self._restore_s is None:
+            self._restore(torch.full(case.shape, BACKGROUND_MARGIN, device=self._results_device), case)
+        assert self._restore_s is not None
+        return EXPORT_S + EXPORT_PER_RESTORE * self._restore_s
+
+    def _run_tiles(self, window: SlidingWindow, clicks: ClickSet, clock: Clock | None) -> torch.Tensor:
         start = time.perf_counter()
-        guidance = self._encode(clicks, case.shape)
-        image = torch.cat((torch.from_numpy(case.image).to(guidance.device), guidance)).to(
-            self._results_device
-        )
-        image, unpad = pad_to_patch(image, self._model.plan.patch_size)
-        corners = tile_corners(image.shape[1:], self._model.plan.patch_size, self._settings.step_size)
         passes = self._passes
-        sums = Accumulator(image.shape[1:], self._model.plan.patch_size, self._results_device)
-        n_passes = len(corners) * len(passes.networks) * len(passes.mirrors)
-        n_again = 0
-        with torch.inference_mode(), self._progress_bar(n_passes) as bar:
-            for corner in corners:
-                where = [slice(i, i + n) for i, n in zip(corner, self._model.plan.patch_size, strict=True)]
-                tile = image[(slice(None), *where)]
-                # The sum over all tiles is made anew, in the same order, so that the result is that of a
-                # prediction from scratch to the bit.
-                margin = self._kept.find(corner, tile[-len(KINDS) :])
-                if margin is None:
-                    margin = predict_tile(tile.to(passes.device), passes, bar.update)
-                    self._kept.keep(corner, tile[-len(KINDS) :], margin)
-                    n_again += 1
-                else:
-                    bar.update(n_passes // len(corners))
-                sums.add(corner, margin)
-            result = sums.mean()[unpad]
+        with torch.inference_mode(), self._progress_bar() as bar:
+            margin, report = window.predict(clicks, passes, self._kept, self._draw, bar, clock)
         logger.info(
-            "%d of %d tiles x %d folds x %d mirrors in %.1f s",
-            *(n_again, len(corners), len(passes.networks), len(passes.mirrors), time.perf_counter() - start),
+            "%d of %d tiles x %d folds x %d mirrors in %.1f s, %d left out as air",
+            *(report.ran, report.total, len(passes.networks), len(passes.mirrors)),
+            *(time.perf_counter() - start, report.empty),
         )
-        return result
+        if min(report.batches, default=len(passes.batches)) < len(passes.batches):
+            logger.warning("time limit: %s", _left_out(report.batches, passes))
+        self._report = report
+        return margin
 
-    def _encode(self, clicks: ClickSet, shape: tuple[int, int, int]) -> torch.Tensor:
+    def _draw(self, clicks: ClickSet, shape: tuple[int, int, int]) -> torch.Tensor:
         """Click channels: drawn by CuPy on CUDA, where it is installed, and handed over without a copy."""
         spec = self._model.spec
         if self._results_device.type == "cuda" and (cupy := _cupy()):
             return torch.utils.dlpack.from_dlpack(encode(clicks, shape, spec, cupy))
         return torch.from_numpy(encode(clicks, shape, spec))
 
-    def _use_less_memory(self) -> None:
+    def _use_less_memory(self, window: SlidingWindow) -> None:
         """Take the next step down on a GPU that is full: results on the host, single passes, then the CPU."""
         passes = self._passes
         torch.cuda.empty_cache()
         if self._results_device.type == "cuda":
             self._results_device, step = torch.device("cpu"), "results are kept on the host"
+            window.to(self._results_device)
         elif passes.batch > 1:
-            self._passes, step = replace(passes, batch=1), "mirrored passes run one by one"
+            self._passes = replace(passes, batch=passes.batch // 2)
+            step = f"mirrored passes run {self._passes.batch} at a time"
         elif passes.device.type == "cuda":
-            self._passes, step = _place_on_cpu(passes), "the CPU takes over"
-            self._kept.clear()  # tiles of two devices do not add up to what either gives
+            self._passes, step = place_on_cpu(passes, self._model.plan), "the CPU takes over"
+            self._kept.clear()  # for tiles of the CPU, which gives other bits
         else:
             raise PetclickError("out of memory on the CPU, too")
         logger.warning("the GPU is out of memory: %s", step)
@@ -238,26 +293,21 @@ class Predictor:
             raise PetclickError("set_case must come before predict")
         return self._case
 
-    def _progress_bar(self, total: int) -> "tqdm[Any]":
-        return tqdm(total=total, desc="predicting", unit="pass", disable=not self._settings.progress)
-
-
-def _place(passes: Passes, device: torch.device) -> Passes:
-    """The same passes on another device, in the memory layout that is fast there."""
-    layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
-    # memory_format is missing from PyTorch's own stubs
-    networks = [network.to(device, memory_format=layout) for network in passes.networks]  # type: ignore[call-overload]
-    batch = CPU_BATCH if device.type == "cpu" else CUDA_BATCH
-    return replace(passes, networks=networks, device=device, batch=min(batch, len(passes.mirrors)))
-
-
-def _place_on_cpu(passes: Passes) -> Passes:
-    cpu = torch.device("cpu")
-    return _place(replace(passes, precision=choose_precision("auto", cpu)), cpu)
+    def _progress_bar(self) -> "tqdm[Any]":
+        return tqdm(desc="predicting", unit="pass", disable=not self._settings.progress)
 
 
 def _name(precision: torch.dtype) -> str:
     return str(precision).removeprefix("torch.")
+
+
+def _left_out(batches: Sequence[int], passes: Passes) -> str:
+    """What a time limit cost."""
+    n_all = len(passes.batches)
+    share, least, most = 1 - sum(batches) / len(batches) / n_all, min(batches), max(batches)
+    each = f"{least} to {most}" if least < most else str(least)
+    text = f"{share:.0%} is left out: a tile got {each} of {n_all} batches ({passes.batch} mirrors of a fold)"
+    return text if least else f"{text}; {batches.count(0)} of {len(batches)} got none and are background"
 
 
 def _cupy() -> Any:

@@ -6,6 +6,7 @@ Cropping, normalisation and resampling are nnU-Net's own functions, chosen by th
 import logging
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.normalization import default_normalization_schemes
 from nnunetv2.preprocessing.resampling import default_resampling, resample_torch
 
+from petclick.body import find_body, resize_any
 from petclick.clicks import ClickSet
 from petclick.errors import InputError
 from petclick.grid import (
@@ -46,12 +48,14 @@ CROP_SLACK_VOX = 1.0
 class Prepared:
     """A case on the network's grid, and the way back.
 
-    image: float32 (2, *network shape), CT and PET, normalised; case_grid: the case as stored; upright: the
-    same in the model's orientation; crop: half-open box ((lower, upper), …) of the upright, transposed
-    arrays; spacing_mm: theirs, in the same axis order; to_network: 4 x 4, case (z, y, x) indices -> its.
+    image: float32 (2, *network shape), CT and PET, normalised; body: bool (*network shape), where
+    `find_body` finds some; case_grid: the case as stored; upright: the same in the model's orientation;
+    crop: half-open box ((lower, upper), …) of the upright, transposed arrays; spacing_mm: theirs, in the same
+    axis order; to_network: 4 x 4, case (z, y, x) indices -> its.
     """
 
     image: npt.NDArray[np.float32]
+    body: npt.NDArray[np.bool_]
     case_grid: Grid
     upright: Grid
     crop: tuple[tuple[int, int], ...]
@@ -83,36 +87,44 @@ def prepare(case: Case, plan: Plan, orientation: str | None) -> Prepared:
     """
     upright = case.grid if orientation is None else orient(case.grid, orientation)
     _require_moderate(case, "once turned upright", upright.size_xyz)
-    stored = ((case.ct_hu, AIR_HU), (case.pet_suv, 0.0))
-    images = np.stack([to_grid(array, case.grid, upright, outside) for array, outside in stored])
-    images = images.transpose(0, *(axis + 1 for axis in plan.transpose_forward))
-    if not images.any():
+    axes = plan.transpose_forward
+    images = [
+        to_grid(array, case.grid, upright, outside).transpose(axes)
+        for array, outside in ((case.ct_hu, AIR_HU), (case.pet_suv, 0.0))
+    ]
+    nonzero = np.stack([image != 0 for image in images])
+    if not nonzero.any():
         raise InputError(case.name, "the case must have a voxel that is not 0")
-    images, nonzero, crop = crop_to_nonzero(images)
-    normalised = np.stack(
-        [
-            _scheme(name)(use_mask_for_norm=use_mask, intensityproperties=intensities).run(image, nonzero[0])
-            for name, use_mask, intensities, image in zip(
-                plan.normalization, plan.use_mask_for_norm, plan.intensities, images, strict=True
-            )
-        ]
-    )
-    spacing_mm = tuple(upright.spacing_zyx_mm[axis] for axis in plan.transpose_forward)
-    new_shape = default_resampling.compute_new_shape(normalised.shape[1:], spacing_mm, plan.spacing_mm)
+    _, outside_mask, crop = crop_to_nonzero(nonzero)  # the box depends on nothing else
+    images = [image[tuple(slice(*bounds) for bounds in crop)] for image in images]
+    body = find_body(*images)
+    spacing_mm = tuple(upright.spacing_zyx_mm[axis] for axis in axes)
+    new_shape = default_resampling.compute_new_shape(body.shape, spacing_mm, plan.spacing_mm)
     new_shape = np.maximum(new_shape, 1)  # a slice thinner than half a voxel would vanish
     _require_moderate(case, f"at the network's spacing of {plan.spacing_mm} mm", new_shape)
-    resampled = _resampling(plan.resampling)(
-        normalised, new_shape, spacing_mm, plan.spacing_mm, **plan.resampling_kwargs
-    )
+    channels = [_normalisation(plan, index) for index in range(len(images))]
+    resample = _resampling(plan.resampling)
+
+    def run(index: int) -> npt.NDArray[np.float32]:
+        # Normalisation works in place; the copy's memory has the order that nnU-Net's means are taken in.
+        image = images[index].transpose(np.argsort(axes)).copy().transpose(axes)
+        normalised = channels[index].run(image, outside_mask[0])
+        resampled = resample(
+            normalised[None], new_shape, spacing_mm, plan.spacing_mm, **plan.resampling_kwargs
+        )
+        return np.asarray(resampled[0], np.float32)
+
+    with ThreadPoolExecutor(min(torch.get_num_threads(), len(images))) as pool:
+        image = np.stack([*pool.map(run, range(len(images)))])
     to_network = (
-        resample_affine(normalised.shape[1:], resampled.shape[1:])
+        resample_affine(body.shape, image.shape[1:])
         @ crop_affine([lower for lower, _ in crop])
-        @ transpose_affine(plan.transpose_forward)
+        @ transpose_affine(axes)
         @ np.linalg.inv(upright.index_zyx_to_mm)
         @ case.grid.index_zyx_to_mm
     )
     box = tuple((int(lower), int(upper)) for lower, upper in crop)
-    return Prepared(np.asarray(resampled, np.float32), case.grid, upright, box, spacing_mm, to_network)
+    return Prepared(image, resize_any(body, image.shape[1:]), case.grid, upright, box, spacing_mm, to_network)
 
 
 def map_clicks(clicks: ClickSet, prepared: Prepared) -> ClickSet:
@@ -170,14 +182,17 @@ def _require_moderate(case: Case, grid: str, size: Sequence[int]) -> None:
         raise InputError(case.name, rule, " x ".join(map(str, size)))
 
 
-def _scheme(name: str) -> Any:
-    """nnU-Net's normalisation class of this name."""
+def _normalisation(plan: Plan, channel: int) -> Any:
+    """nnU-Net's normalisation of a channel."""
+    name = plan.normalization[channel]
     scheme = getattr(default_normalization_schemes, str(name), None)
     if not isinstance(scheme, type) or not issubclass(
         scheme, default_normalization_schemes.ImageNormalization
     ):
         raise InputError("plans.json", "normalization_schemes must name schemes of nnU-Net", repr(name))
-    return scheme
+    return scheme(
+        use_mask_for_norm=plan.use_mask_for_norm[channel], intensityproperties=plan.intensities[channel]
+    )
 
 
 def _resampling(name: str) -> Any:

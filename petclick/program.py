@@ -1,10 +1,12 @@
 """The frame of every command: logging on stderr, errors to one last line and an exit code."""
 
 import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -29,6 +31,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)  # the first process of a container would ignore it
+    # multiprocessing ends forked workers by SIGTERM, and waits for ever for one in which an error got lost.
+    os.register_at_fork(after_in_child=partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
     try:
         main()
     except SystemExit:

@@ -60,17 +60,21 @@ class Service:
         Raises:
             InputError: as `load_predictor`.
         """
-        start = time.perf_counter()
+        start = time.monotonic()
         predictor = load_predictor(self._options)
         predictor.warm_up()
         self._predictor = predictor
-        logger.info("ready after %.1f s", time.perf_counter() - start)
+        logger.info("ready after %.1f s", time.monotonic() - start)
 
-    def answer(self) -> JSONResponse:
-        """Run one job; one that fails has written no mask, and the next one is served all the same."""
+    def answer(self, since: float) -> JSONResponse:
+        """Run one job; one that fails has written no mask, and the next one is served all the same.
+
+        Args:
+            since: when it was asked for, by `time.monotonic`.
+        """
         assert self._predictor is not None
         try:
-            self._run_job(self._predictor)
+            self._run_job(self._predictor, since)
         except InputError as error:
             return _message(422, report(error))
         except Exception as error:
@@ -83,15 +87,15 @@ class Service:
         """Wait until no result is being written, at most `GRACE_S`; none will be from then on."""
         self._writing.acquire(timeout=GRACE_S)
 
-    def _run_job(self, predictor: "Predictor") -> None:
-        job = read_job(self._options)
+    def _run_job(self, predictor: "Predictor", since: float) -> None:
+        job = read_job(self._options, since)
         content = digest(job.case)
         if content == self._held:
             logger.info("the images are those of the last job")
         else:
             predictor.set_case(job.case)
             self._held = content
-        mask = predictor.predict(job.clicks)
+        mask = predictor.predict(job.clicks, job.write_by)
         with self._writing:
             write_result(job, mask, self._options.overlay)
 
@@ -106,10 +110,11 @@ def make_app(service: Service, worker: Executor) -> FastAPI:
 
     @app.post("/invoke")
     async def invoke() -> JSONResponse:
+        since = time.monotonic()
         if not service.ready:
             return _not_ready()
         try:
-            return await asyncio.get_running_loop().run_in_executor(worker, service.answer)
+            return await asyncio.get_running_loop().run_in_executor(worker, service.answer, since)
         except asyncio.CancelledError:
             return _message(503, "error: the server was told to end before the job was done")
 

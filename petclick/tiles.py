@@ -4,9 +4,10 @@ Only the margin is kept, lesion logit minus background logit: for two classes it
 weights and sums are float32; where they are half precision, logits near a volume's border are rounded away.
 """
 
-import hashlib
+import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,13 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from torch import nn
 
-from petclick.device import autocast
+from petclick.device import autocast, workers
+from petclick.schedule import Corner as Corner
+from petclick.schedule import pass_order
 
-Corner = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
+Work = tuple[int, int, int, str]
+"""What `Passes.work` gives."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class Passes:
     """How each tile is run.
 
     networks: one a fold; mirrors: the axes that each pass flips, () first; batch: passes of one network that
-    are run together; device, precision: of the forward passes.
+    are run together; device, precision: of the forward passes; workers, threads: on a CPU, how many batches
+    run beside each other, and with how many threads each.
     """
 
     networks: Sequence[nn.Module]
@@ -32,12 +38,33 @@ class Passes:
     batch: int
     device: torch.device
     precision: torch.dtype
+    workers: int = 1
+    threads: int = 1
+
+    @property
+    def work(self) -> Work:
+        """What the bits of a result depend on: numbers of folds, mirrors and passes in a batch, and how."""
+        where = f"{self.device}, {self.precision}, {self.threads} threads"
+        return len(self.networks), len(self.mirrors), self.batch, where
+
+    @property
+    def batches(self) -> list[tuple[nn.Module, tuple[tuple[int, ...], ...]]]:
+        """What is run together, in the order of `schedule.pass_order`: a network, and the axes to flip."""
+        mirrors = [self.mirrors[i : i + self.batch] for i in range(0, len(self.mirrors), self.batch)]
+        order = pass_order(len(self.networks), len(mirrors))
+        return [(self.networks[network], mirrors[batch]) for network, batch in order]
 
 
 def all_mirrors(axes: Iterable[int]) -> tuple[tuple[int, ...], ...]:
     """Every combination of the spatial axes, the empty one first."""
     axes = tuple(axes)
     return tuple(flips for n in range(len(axes) + 1) for flips in itertools.combinations(axes, n))
+
+
+def tile_box(corner: Corner, patch: Sequence[int]) -> Box:
+    """The voxels of a tile."""
+    z, y, x = (slice(low, low + size) for low, size in zip(corner, patch, strict=True))
+    return z, y, x
 
 
 def pad_to_patch(image: torch.Tensor, patch: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
@@ -64,64 +91,80 @@ def predict_tile(tile: torch.Tensor, passes: Passes, on_pass: Callable[[int], ob
         float32 (*patch).
     """
     total = torch.zeros(tile.shape[1:], dtype=torch.float32, device=tile.device)
-    with autocast(passes.device, passes.precision):
-        for network in passes.networks:
-            for start in range(0, len(passes.mirrors), passes.batch):
-                flips_here = passes.mirrors[start : start + passes.batch]
-                # Flips count the tile's spatial axes, behind the channel.
-                turned = [torch.flip(tile, [axis + 1 for axis in flips]) for flips in flips_here]
-                logits = network(torch.stack(turned)).float()
-                for margin, flips in zip(logits[:, 1] - logits[:, 0], flips_here, strict=True):
-                    total += torch.flip(margin, flips)
-                on_pass(len(flips_here))
+    with contextlib.closing(run_batches([(tile, i) for i in range(len(passes.batches))], passes)) as results:
+        for margins in results:
+            for margin in margins:
+                total += margin
+            on_pass(len(margins))
     return total / (len(passes.networks) * len(passes.mirrors))
 
 
-class KeptTiles:
-    """Margins of a case's tiles, each with a digest of the clicks that it saw, within a bound of host memory.
+def run_batches(work: Iterable[tuple[torch.Tensor, int]], passes: Passes) -> Generator[list[torch.Tensor]]:
+    """The margins, float32 (*patch), of the passes of some batches, by the passes' workers.
 
-    A click changes the input of the tiles that its stamp touches, and of no other.
+    Args:
+        work: a tile, float32 (channel, *patch) on the passes' device, and a place in `passes.batches`.
+        passes: what to run.
+
+    Yields:
+        The batches' margins in the order of `work`, whichever ends first; none is started once it is closed.
     """
-
-    def __init__(self, limit_gib: float) -> None:
-        self._limit_bytes = limit_gib * 2**30
-        self._tiles: dict[Corner, tuple[bytes, torch.Tensor]] = {}
-
-    def clear(self) -> None:
-        """Forget all: the images have changed."""
-        self._tiles.clear()
-
-    def find(self, corner: Corner, guidance: torch.Tensor) -> torch.Tensor | None:
-        """The tile's margin, if it was run with this guidance, (2, *patch)."""
-        digest, margin = self._tiles.get(corner, (b"", None))
-        return margin if digest == _digest(guidance) else None
-
-    def keep(self, corner: Corner, guidance: torch.Tensor, margin: torch.Tensor) -> None:
-        """Keep a tile's margin instead of its last one, where the bound allows."""
-        n_tiles = len(self._tiles.keys() | {corner})
-        if n_tiles * margin.nbytes <= self._limit_bytes:
-            self._tiles[corner] = (_digest(guidance), margin.cpu())
+    calls = [functools.partial(_run_batch, tile, *passes.batches[place], passes) for tile, place in work]
+    if passes.workers == 1:
+        yield from (call() for call in calls)
+        return
+    futures = [workers(passes.workers, passes.threads).submit(call) for call in calls]
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
-def _digest(guidance: torch.Tensor) -> bytes:
-    return hashlib.blake2b(guidance.cpu().numpy().tobytes(), digest_size=16).digest()
+def _run_batch(
+    tile: torch.Tensor, network: nn.Module, flips: Sequence[tuple[int, ...]], passes: Passes
+) -> list[torch.Tensor]:
+    """Margins of a tile's mirrored passes, flipped back."""
+    with torch.inference_mode(), autocast(passes.device, passes.precision):
+        # Flips count the tile's spatial axes, behind the channel.
+        turned = torch.stack([torch.flip(tile, [axis + 1 for axis in axes]) for axes in flips])
+        logits = network(turned).float()
+        margins = logits[:, 1] - logits[:, 0]
+        return [torch.flip(margin, axes) for margin, axes in zip(margins, flips, strict=True)]
 
 
 class Accumulator:
-    """Gaussian-weighted mean of overlapping tiles, float32 (*shape)."""
+    """Gaussian-weighted mean of overlapping tiles, float32, over a box of a volume."""
 
-    def __init__(self, shape: Sequence[int], patch: Sequence[int], device: torch.device) -> None:
-        self._patch = tuple(patch)
+    def __init__(self, box: Box, patch: Sequence[int], device: torch.device) -> None:
+        """Start with no tile; every slice of `box` has a start and a stop."""
+        self.box, self._patch = box, tuple(patch)
         self._weight = compute_gaussian(self._patch, 1.0 / 8, 10.0, torch.float32, device)
-        self._sum = torch.zeros(tuple(shape), dtype=torch.float32, device=device)
+        self._sum = torch.zeros([part.stop - part.start for part in box], dtype=torch.float32, device=device)
         self._weights = torch.zeros_like(self._sum)
 
-    def add(self, corner: Corner, margin: torch.Tensor) -> None:
-        """Add one tile's margin at its lower corner."""
-        where = tuple(slice(start, start + size) for start, size in zip(corner, self._patch, strict=True))
-        self._sum[where] += margin.to(self._sum.device) * self._weight
-        self._weights[where] += self._weight
+    def overlaps(self, corner: Corner) -> bool:
+        """Whether a tile reaches into the box."""
+        return all(
+            low < part.stop and low + size > part.start
+            for low, size, part in zip(corner, self._patch, self.box, strict=True)
+        )
 
-    def mean(self) -> torch.Tensor:
-        """The weighted mean; every voxel must be in some tile."""
-        return self._sum / self._weights
+    def add(self, corner: Corner, margin: torch.Tensor) -> None:
+        """Add a tile's margin, (*patch); every voxel gets the same sum in any box that holds it."""
+        both = [
+            (max(low, part.start), min(low + size, part.stop))
+            for low, size, part in zip(corner, self._patch, self.box, strict=True)
+        ]
+        of_tile = tuple(slice(a - low, b - low) for (a, b), low in zip(both, corner, strict=True))
+        of_box = tuple(
+            slice(a - part.start, b - part.start) for (a, b), part in zip(both, self.box, strict=True)
+        )
+        weight = self._weight[of_tile]
+        self._sum[of_box] += margin[of_tile].to(weight.device) * weight
+        self._weights[of_box] += weight
+
+    def mean(self, elsewhere: float) -> torch.Tensor:
+        """The weighted mean, `elsewhere` where no tile was added; ends the accumulator."""
+        return self._sum.div_(self._weights).masked_fill_(self._weights == 0, elsewhere)

@@ -3,7 +3,9 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -240,3 +242,19 @@ def write_case() -> Callable[..., Path]:
 def clicks() -> ClickSet:
     """Clicks inside the default case, at its border too."""
     return click_set([[10, 20, 9], [0, 30, 25]], [[5, 8, 22]])
+
+
+def hurry_nnunet(patch: pytest.MonkeyPatch) -> None:
+    """Have nnU-Net look at cases in threads and fewer of their voxels; else it takes seconds."""
+    from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
+
+    extractor = fingerprint_extractor.DatasetFingerprintExtractor
+    collect = extractor.collect_foreground_intensities
+    context = SimpleNamespace(Pool=ThreadPool)
+    patch.setattr("nnunetv2.utilities.utils.Pool", ThreadPool)
+    patch.setattr(fingerprint_extractor, "multiprocessing", SimpleNamespace(get_context=lambda kind: context))
+    patch.setattr(
+        extractor,
+        "collect_foreground_intensities",
+        lambda masks, images, num_samples: collect(masks, images, num_samples=10_000),
+    )

@@ -51,6 +51,8 @@ def test_without_flags_the_platforms_contract_holds() -> None:
     assert options.step_size == 0.5
     assert options.bad_clicks == "error"
     assert options.overlay is None
+    assert options.cache is None
+    assert options.time_limit is None
     assert options.quiet is False
 
 
@@ -67,6 +69,9 @@ FLAGS = [
     ("step_size", "0.75", 0.75),
     ("bad_clicks", "warn", "warn"),
     ("overlay", "o.png", Path("o.png")),
+    ("cache", "c", Path("c")),
+    ("cache_gib", "0.5", 0.5),
+    ("time_limit", "840", 840.0),
 ]
 
 
@@ -103,6 +108,10 @@ def test_flags_come_before_the_environment() -> None:
         (["--device", "tpu"], {}, "argument --device: invalid choice: 'tpu'"),
         (["--mirror-axes", "x"], {}, "argument --mirror-axes: must be none, or such as 0,1,2, got 'x'"),
         (["--step-size", "half"], {}, "argument --step-size: invalid float value: 'half'"),
+        (["--time-limit", "0"], {}, "argument --time-limit: must be a number above 0, got '0'"),
+        (["--time-limit", "inf"], {}, "argument --time-limit: must be a number above 0, got 'inf'"),
+        ([], {"PETCLICK_CACHE_GIB": "nan"}, "argument --cache-gib: must be a number above 0, got 'nan'"),
+        ([], {"PETCLICK_TIME_LIMIT": "14m"}, "argument --time-limit: must be a number above 0, got '14m'"),
         (["--dev", "cpu"], {}, "unrecognized arguments: --dev cpu"),
         ([], {"PETCLICK_BAD_CLICKS": "ignore"}, "argument --bad-clicks: invalid choice: 'ignore'"),
     ],
@@ -134,6 +143,17 @@ def test_the_mounted_model_comes_before_the_shipped_one(
     assert cli.default_model() == cli.SHIPPED_MODEL, "an empty folder is no model"
     (tmp_path / "plans.json").touch()
     assert cli.default_model() == tmp_path
+
+
+def test_the_mounted_cache_is_used_where_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "MOUNTED_CACHE", tmp_path / "cache")
+    assert cli.choose_cache(None) is None
+    (tmp_path / "cache").mkdir()
+    assert cli.choose_cache(None) == tmp_path / "cache"
+    monkeypatch.setattr(cli.os, "access", lambda *_: False)
+    assert cli.choose_cache(None) is None, "it cannot be written to"
+    assert cli.choose_cache(Path("here")) == Path("here")
+    assert cli.choose_cache(Path("none")) is None
 
 
 def test_one_run(

@@ -15,7 +15,7 @@ from conftest import stored_otherwise
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from petclick import device, predictor
+from petclick import device, placement, predictor
 from petclick.clicks import ClickSet, click_set
 from petclick.errors import InputError, PetclickError
 from petclick.grid import Grid, apply_affine
@@ -239,7 +239,7 @@ def test_the_models_own_mirror_axes_are_the_default(
         click_set([], [])
     )
     assert sum(click_network.batches) == 4
-    assert max(click_network.batches) == predictor.CPU_BATCH
+    assert max(click_network.batches) == placement.CPU_BATCH
 
 
 @pytest.mark.parametrize(("keep_gib", "runs_again"), [(4.0, 2), (0.0, 8), (3 * 16 * 24 * 20 * 4 / 2**30, 6)])
@@ -376,6 +376,7 @@ class FullGpu(ClickNetwork):
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor, "choose_device", lambda _: FakeCuda())
+    monkeypatch.setattr(placement, "free_bytes", lambda _: 2**30)
     monkeypatch.setattr(predictor, "_cupy", lambda: np)  # has the same interface, DLPack included
 
 
@@ -384,8 +385,17 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     ("fits", "steps", "largest_batch"),
     [
         (8, [], 4),
-        (1, ["results are kept on the host", "mirrored passes run one by one"], 1),
-        (0, ["results are kept on the host", "mirrored passes run one by one", "the CPU takes over"], 2),
+        (2, ["results are kept on the host", "mirrored passes run 2 at a time"], 2),
+        (
+            0,
+            [
+                "results are kept on the host",
+                "mirrored passes run 2 at a time",
+                "mirrored passes run 1 at a time",
+                "the CPU takes over",
+            ],
+            2,
+        ),
     ],
 )
 def test_a_full_gpu_falls_back_step_by_step(

@@ -307,3 +307,21 @@ def test_a_good_run_in_the_containers_way(
     assert len(warnings) == 1
     assert "points[0] must lie in the volume" in warnings[0]
     assert [path.name for path in program.output.rglob("*.*")] == ["patient.mha"]
+
+
+def test_forked_workers_end_by_sigterm(tmp_path: Path) -> None:
+    """A pool ends its workers by SIGTERM; one that raised an error instead could lose it, and live on."""
+    script = tmp_path / "fork.py"
+    script.write_text(
+        "import multiprocessing, signal\n"
+        "from petclick.program import run\n"
+        "def main():\n"
+        "    with multiprocessing.get_context('fork').Pool(1) as pool:\n"
+        "        print(pool.apply(signal.getsignal, (signal.SIGTERM,)), signal.getsignal(signal.SIGTERM))\n"
+        "run(main)\n",
+        "utf-8",
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("0 <function _terminate")

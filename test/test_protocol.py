@@ -10,7 +10,8 @@ from scipy import ndimage
 
 from petclick.clicks import ClickSet, click_set
 from petclick.evaluation.protocol import PROTOCOL_STEPS, Step, challenge_clicks, first_clicks, interact
-from petclick.evaluation.scribbles import centre_line, error_scribble
+from petclick.evaluation.scribbles import error_scribble
+from petclick.simulate.strokes import centre_line
 
 Mask = npt.NDArray[np.uint8]
 SHAPE = (5, 11, 23)

@@ -268,6 +268,22 @@ def test_a_failure_of_our_own(
     np.testing.assert_array_equal(only_mask(tmp_path / "out"), run_alone())
 
 
+def test_a_time_limit_counts_from_the_request(
+    options: Namespace, put: Put, make_case: MakeCase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server is older than the limit, and still computes; a request that is gives background."""
+    put(make_case(SHAPE))
+    options.time_limit = 60.0
+    service = loaded(options)
+    assert service.answer(time.monotonic()).status_code == 201
+    mask = only_mask(tmp_path / "out")
+    assert 0 < mask.mean() < 1
+    assert "time limit" not in caplog.text
+    assert service.answer(time.monotonic() - 60).status_code == 201
+    assert not only_mask(tmp_path / "out").any()
+    assert "time limit: no time for the network, all is background" in caplog.text
+
+
 def test_jobs_wait_for_each_other_and_health_does_not(options: Namespace) -> None:
     events: list[str] = []
     go_on = threading.Event()
@@ -275,7 +291,7 @@ def test_jobs_wait_for_each_other_and_health_does_not(options: Namespace) -> Non
     class Slow(Service):
         ready = True  # type: ignore[assignment]
 
-        def answer(self) -> JSONResponse:
+        def answer(self, since: float) -> JSONResponse:
             events.append("begin")
             assert go_on.wait(30)
             events.append("end")
@@ -298,7 +314,7 @@ def test_nothing_is_written_once_the_server_ends(
     put(make_case(SHAPE))
     service = loaded(options)
     service.stop_writing()
-    threading.Thread(target=service.answer, daemon=True).start()
+    threading.Thread(target=service.answer, args=(0.0,), daemon=True).start()
     time.sleep(1.5)
     assert files_below(tmp_path / "out") == []
 

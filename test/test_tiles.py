@@ -1,6 +1,8 @@
 """Sliding window: tiles cover the volume, passes undo their flips, and sums are a float32 weighted mean."""
 
 import itertools
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +29,11 @@ class Ramp(nn.Module):
         self.batches.append(len(x))
         place = torch.arange(x[0, 0].numel(), dtype=x.dtype).reshape(x.shape[2:]) / x[0, 0].numel()
         return self.factor * torch.stack((x[:, 1], x[:, 0] * place), 1)
+
+
+def whole(shape: tuple[int, int, int]) -> tuple[slice, slice, slice]:
+    z, y, x = (slice(0, n) for n in shape)
+    return z, y, x
 
 
 def passes(networks: list[nn.Module], axes: tuple[int, ...], batch: int) -> Passes:
@@ -93,6 +100,32 @@ def test_a_tile_is_the_mean_of_all_passes_flipped_back(axes: tuple[int, ...], ba
     assert sum(networks[0].batches) == len(turns)
 
 
+def test_workers_change_no_bit_and_no_order() -> None:
+    """The first networks take longest, so that without care the last ones would be added first."""
+
+    class Slow(Ramp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02 * max(self.factor, 0))
+            return super().forward(x)
+
+    tile = torch.from_numpy(np.random.default_rng(0).random((4, *PATCH)).astype(np.float32))
+    one = passes([Slow(1.0), Slow(0.3), Slow(-0.1)], (0, 2), 2)
+    expected = predict_tile(tile, one, lambda _: None)
+    assert torch.equal(predict_tile(tile, replace(one, workers=3), lambda _: None), expected)
+
+
+def test_a_failure_in_a_worker_is_raised_and_stops_the_rest() -> None:
+    class Failing(Ramp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02)
+            raise torch.OutOfMemoryError("no memory")
+
+    networks = [Failing(), *(Ramp() for _ in range(40))]
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_tile(torch.zeros(4, *PATCH), replace(passes(networks, (), 1), workers=1), lambda _: None)
+    assert not networks[-1].batches
+
+
 def test_bf16_passes_are_summed_in_float32() -> None:
     class Constant(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -111,14 +144,18 @@ def test_overlapping_tiles_are_averaged_by_a_float32_gaussian() -> None:
     spike = np.zeros(PATCH)
     spike[tuple(n // 2 for n in PATCH)] = 1
     weight = ndimage.gaussian_filter(spike, [n / 8 for n in PATCH], mode="constant")
-    sums, total, weights = Accumulator(shape, PATCH, torch.device("cpu")), np.zeros(shape), np.zeros(shape)
+    sums, total, weights = (
+        Accumulator(whole(shape), PATCH, torch.device("cpu")),
+        np.zeros(shape),
+        np.zeros(shape),
+    )
     for corner in tile_corners(shape, PATCH, 0.5):
         margin = rng.standard_normal(PATCH).astype(np.float32)
         sums.add(corner, torch.from_numpy(margin))
         where = tuple(slice(i, i + n) for i, n in zip(corner, PATCH, strict=True))
         total[where] += margin * weight
         weights[where] += weight
-    mean = sums.mean()
+    mean = sums.mean(-1.0)
     assert mean.dtype == torch.float32
     np.testing.assert_allclose(mean, total / weights, atol=1e-5)
 
@@ -126,6 +163,6 @@ def test_overlapping_tiles_are_averaged_by_a_float32_gaussian() -> None:
 def test_a_constant_survives_up_to_the_corners() -> None:
     """Half-precision weights, subnormal at the corners, would round 0.1 there to 0 or 0.44 off."""
     patch = (48, 56, 64)
-    sums = Accumulator(patch, patch, torch.device("cpu"))
+    sums = Accumulator(whole(patch), patch, torch.device("cpu"))
     sums.add((0, 0, 0), torch.full(patch, 0.1))
-    np.testing.assert_allclose(sums.mean(), 0.1, rtol=1e-6)
+    np.testing.assert_allclose(sums.mean(-1.0), 0.1, rtol=1e-6)

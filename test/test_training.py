@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import hurry_nnunet
 
 from petclick.clicks import load_clicks
 from petclick.errors import InputError
@@ -18,12 +19,12 @@ from petclick.images import read_case, read_image, write_image
 from petclick.model import load_model, load_network, read_checkpoint
 from petclick.orientation import orient
 from petclick.phantom import make_phantom
-from petclick.simulate import SimulationSettings, simulate_official
-from training import convert, export, preprocess, settings, train, validate
+from petclick.simulate import SimulationSettings, Sources, simulate_official
+from training import convert, export, preprocess, preprocessor, settings, train, validate
 
 SETTINGS = """
 guidance: {encoding: edt, radius_vox: 1, orientation: LPS}
-simulation: {max_clicks: 3, no_click_share: 0.2}
+simulation: {max_clicks: 3, no_click_share: 0.2, error_share: 0.5}
 architecture:
   spacing_mm: [9.0, 8.0, 8.0]
   patch_size: [16, 12, 20]
@@ -55,11 +56,21 @@ def write_patients(folder: Path) -> None:
             write_image(np.ascontiguousarray(array[:, :, ::-1]), flipped, folder / name / f"{file}.nii.gz")
 
 
+def write_organs(raw: Path) -> None:
+    """Organ masks for half of the cases, made of PET."""
+    (raw / preprocessor.ORGAN_FOLDER).mkdir()
+    for name in PATIENTS[::2]:
+        pet, grid = read_image(raw / "imagesTr" / f"{name}_0001.nii.gz")
+        organs = np.digitize(pet, (0.5, 1.0, 2.0, 4.0)).astype(np.uint8)
+        write_image(organs, grid, raw / preprocessor.ORGAN_FOLDER / f"{name}.nii.gz")
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the converted, preprocessed, trained and exported tiny data set."""
     folder = tmp_path_factory.mktemp("workshop")
     with pytest.MonkeyPatch.context() as patch:
+        hurry_nnunet(patch)
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             patch.setenv(variable, str(folder / variable))
         (folder / "settings.yaml").write_text(SETTINGS)
@@ -71,6 +82,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "splits.json").write_text(json.dumps(splits))
         write_patients(folder / "source" / "nested")
         convert.main(["sts", str(folder / "source"), "--dataset", DATASET, "--everyone"])
+        write_organs(folder / "nnUNet_raw" / DATASET)
         preprocess.main([DATASET, "--splits", str(folder / "splits.json"), "--jobs", "1"])
         for fold in ("0", "1"):
             train.main([DATASET, fold, "--settings", str(folder / "settings.yaml"), "--device", "cpu"])
@@ -118,7 +130,11 @@ def test_exported_model_is_the_trained_one_in_half_precision(workshop: Path) -> 
     trained = read_checkpoint(results(workshop) / "fold_1" / "checkpoint_final.pth")
     assert trained["current_epoch"] == 2
     loaded = load_network(model, model.checkpoints[1]).state_dict()
-    for name, value in trained["network_weights"].items():
+    weights = trained["network_weights"]
+    heads = {name for name in weights if "organ" in name}
+    assert heads == {f"decoder.organ_seg_layers.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
+    for name in weights.keys() - heads:
+        value = weights[name]
         torch.testing.assert_close(loaded[name], value.half().float(), rtol=0, atol=0)
     one_copy = sum(parameter.numel() for parameter in load_network(model, model.checkpoints[1]).parameters())
     assert model.checkpoints[1].stat().st_size < 2 * one_copy + 60_000
@@ -136,14 +152,14 @@ def test_training_goes_on_where_it_was_killed(
     monkeypatch.setenv(settings.VARIABLE, str(workshop / "more.yaml"))
     # As after a kill in the third epoch: the last whole one is there, the final one is not.
     (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
-    train.train(DATASET, 0, "cpu", 1)
+    train.train(train.Job(DATASET, 0, "cpu", 1), validation=False)
     resumed = read_checkpoint(fold / "checkpoint_final.pth")
     assert resumed["current_epoch"] == 3
     assert not list(fold.glob("*.partial"))
     log = "".join(path.read_text() for path in fold.glob("training_log_*.txt"))
     assert log.count("Epoch 0\n") + log.count("Epoch 0 \n") == 1
     with caplog.at_level(logging.INFO):
-        train.train(DATASET, 0, "cpu", None)
+        train.train(train.Job(DATASET, 0, "cpu"), validation=False)
     assert "trained already" in caplog.text
     (fold / "checkpoint_final.pth").write_bytes(final)
 
@@ -258,7 +274,7 @@ def test_training_patch_gets_the_clicks_of_its_own_mask() -> None:
     lesion[0, 3:7, 5:11, 8:12] = 1
     before = lesion.clone()
     spec = GuidanceSpec()
-    step = SimulateClicks(spec, SimulationSettings(max_clicks=5, official_share=1.0), seed=1)
+    step = SimulateClicks(spec, SimulationSettings(5, Sources(official=1, varied=0)), seeds=(1,))
     parameters = step.get_parameters(image=image, segmentation=lesion)
     out = step.apply({"image": image, "segmentation": lesion}, **parameters)
     assert out["image"].shape == (4, 12, 18, 15)

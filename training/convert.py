@@ -1,8 +1,12 @@
 """Data sets into nnU-Net's raw layout, and single patients into the challenge's layout.
 
     python -m training.convert sts SOURCE [--dataset Dataset601_STS]
+    python -m training.convert autopet SOURCE --dataset Dataset221_AutoPET [--link] [--organs DIR]
+    python -m training.convert phantom --dataset Dataset602_MIX --cases 20 [--tracers fdg,psma] [--seed 0]
+    python -m training.convert splits Dataset602_MIX splits.json
     python -m training.convert challenge-case PATIENT_DIR OUT
-    python -m training.convert phantom-case OUT [--seed N]
+    python -m training.convert phantom-case OUT [--tracer fdg] [--seed N] [--full-size]
+    python -m training.convert phantom-cases OUT --cases 5 --seed 1000
 
 `sts` takes the soft-tissue-sarcoma part of the IBSI validation set: a clone of github.com/theibsi/data_sets,
 or any folder above its STS_nnn folders. Cases are stored on PET's grid, CT resampled to it, all turned to one
@@ -18,25 +22,28 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from petclick.clicks import ClickSet, save_clicks
 from petclick.errors import InputError
 from petclick.evaluation.protocol import MOST_CLICKS, challenge_clicks
-from petclick.images import AIR_HU, Case, read_case, read_image, to_grid, write_image, write_mask
-from petclick.orientation import orient
-from petclick.phantom import make_phantom
+from petclick.images import Case, read_case, read_image
+from petclick.phantom import TRACERS, TracerName
+from petclick.phantom.anatomy import Triple
 from petclick.program import run
-from training.preprocess import STARTER_SPLITS, nnunet_folder
+from training.autopet import Extras, convert_autopet
+from training.phantoms import (
+    DEMO_CLICKS,
+    DEMO_SEED,
+    SPACING_ZYX_MM,
+    add_phantoms,
+    demo_case,
+    full_size_case,
+    write_challenge_case,
+    write_phantom_cases,
+)
+from training.preprocess import STARTER_SPLITS
+from training.raw import RawDataset, read_splits, spread_splits, write_json
 from training.settings import load_settings
 
 Mask = npt.NDArray[np.uint8]
-
-DEMO_SHAPE_ZYX = (83, 46, 52)
-DEMO_SPACING_ZYX_MM = (6.0, 4.3, 4.1)
-DEMO_LESIONS = 6
-DEMO_CLICKS = 6
-DEMO_SEED = 12
-DEMO_ORIENTATION = "RPS"
-"""The demo case is stored flipped, as some scanners do; the mask must not depend on it."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,67 +76,68 @@ def find_patients(source: Path) -> list[Path]:
     return sorted(patients, key=lambda path: path.name)
 
 
-def convert_sts(source: Path, dataset: str, everyone: bool) -> None:
+def convert_sts(source: Path, dataset: str, everyone: bool, dry_run: bool = False) -> None:
     """Write the sarcoma patients as an nnU-Net raw data set, in the orientation that the settings name.
 
     Args:
         source: folder at or above the patients' folders.
-        dataset: `DatasetNNN_NAME`, made in nnUNet_raw.
+        dataset: `DatasetNNN_NAME`, made in nnUNet_raw, or there with cases of any source, which are kept.
         everyone: all patients found, not only those of the starter's splits.
+        dry_run: only tell what would be done.
     """
     orientation = load_settings().guidance.orientation
     chosen = {case for split in json.loads(STARTER_SPLITS.read_text("utf-8")) for case in split["val"]}
     patients = [path for path in find_patients(source) if everyone or path.name in chosen]
-    folder = nnunet_folder("nnUNet_raw") / dataset
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for patient in tqdm(patients, desc="converting", unit="patient"):
+    raw = RawDataset(dataset)
+    missing = [patient for patient in patients if not raw.has(patient.name, organs=False)]
+    logger.info("%d patients found, %d of them missing in %s", len(patients), len(missing), raw.folder)
+    if dry_run:
+        return
+    for patient in tqdm(missing, desc="converting", unit="patient"):
         case, lesion = read_patient(patient)
-        grid = case.grid if orientation is None else orient(case.grid, orientation)
-        for channel, (array, outside) in enumerate(((case.ct_hu, AIR_HU), (case.pet_suv, 0.0))):
-            path = folder / "imagesTr" / f"{case.name}_{channel:04d}.nii.gz"
-            write_image(to_grid(array, case.grid, grid, outside), grid, path)
-        write_image(
-            to_grid(lesion, case.grid, grid, 0, linear=False),
-            grid,
-            folder / "labelsTr" / f"{case.name}.nii.gz",
-        )
-    description = {
-        # Both channels get CTNormalization, as in the autoPET plans (arXiv 2409.09478).
-        "channel_names": {"0": "CT", "1": "CT"},
-        "labels": {"background": 0, "tumor": 1},
-        "numTraining": len(patients),
-        "file_ending": ".nii.gz",
-    }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
-    logger.info("%d patients are in %s", len(patients), folder)
+        raw.add(case, lesion, orientation=orientation)
+    raw.describe()
 
 
-def write_challenge_case(case: Case, lesion: Mask, clicks: ClickSet, out: Path) -> None:
-    """Write a case as the container finds it in /input, and the truth to out/truth/<name>.mha."""
-    for kind, array in (("ct", case.ct_hu), ("pet", case.pet_suv)):
-        folder = out / "images" / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        write_image(array, case.grid, folder / f"{case.name}.mha")
-    save_clicks(clicks, out / "lesion-clicks.json")
-    write_mask(lesion, case.grid, out / "truth" / f"{case.name}.mha")
-    logger.info("wrote %s: %s", out, clicks.summary())
-
-
-def phantom_case(seed: int) -> tuple[Case, Mask]:
-    """The demo: a small whole-body phantom, stored flipped, rounded as scanners store it."""
-    phantom = make_phantom(DEMO_SHAPE_ZYX, DEMO_SPACING_ZYX_MM, seed, DEMO_LESIONS)
-    stored = orient(phantom.grid, DEMO_ORIENTATION)
-    ct, pet = (
-        to_grid(array, phantom.grid, stored, 0.0).round(digits)
-        for array, digits in ((phantom.ct_hu, 0), (phantom.pet_suv, 2))
-    )
-    lesion = to_grid((phantom.lesions > 0).astype(np.uint8), phantom.grid, stored, 0)
-    return Case(ct, pet, stored, f"phantom-{seed}"), lesion
+def write_splits(dataset: str, out: Path, base: Path) -> None:
+    """Write folds over a data set's cases: those of `base` as there, all others dealt out evenly."""
+    raw = RawDataset(dataset)
+    if not (cases := raw.cases()):
+        raise InputError(raw.folder / "labelsTr", "must hold cases", "none")
+    write_json(spread_splits(cases, read_splits(base)), out)
+    logger.info("folds of %d cases are in %s", len(cases), out)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line of this module."""
+    options = _parser().parse_args(arguments)
+    if options.command == "sts":
+        convert_sts(options.source, options.dataset, options.everyone, options.dry_run)
+    elif options.command == "phantom":
+        counts = (options.tracers, options.cases, options.seed, options.spacing)
+        add_phantoms(options.dataset, *counts, options.dry_run)
+        if options.splits and not options.dry_run:
+            write_splits(options.dataset, options.splits, STARTER_SPLITS)
+    elif options.command == "autopet":
+        extras = Extras(options.organs, options.glands, options.clicks)
+        convert_autopet(options.source, options.dataset, options.link, extras, options.dry_run)
+    elif options.command == "splits":
+        write_splits(options.dataset, options.out, options.base)
+    elif options.command == "challenge-case":
+        case, lesion = read_patient(options.patient)
+        clicks = challenge_clicks(lesion, case.pet_suv, options.clicks)
+        write_challenge_case(case, lesion, clicks, options.out)
+    elif options.command == "phantom-case":
+        make = full_size_case if options.full_size else demo_case
+        case, lesion, organs = make(options.seed, options.tracer)
+        clicks = challenge_clicks(lesion, case.pet_suv, MOST_CLICKS if options.full_size else DEMO_CLICKS)
+        write_challenge_case(case, lesion, clicks, options.out, organs)
+    else:
+        counts = (options.tracers, options.cases, options.seed, options.spacing)
+        write_phantom_cases(options.out, *counts, options.dry_run)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.convert", description=(__doc__ or "").split("\n")[0]
     )
@@ -140,6 +148,29 @@ def main(arguments: list[str] | None = None) -> None:
     sts.add_argument(
         "--everyone", action="store_true", help="also patients that the starter's folds do not hold"
     )
+    _add_dry_run(sts)
+
+    autopet = commands.add_parser("autopet", help="autoPET's public archive -> an nnU-Net data set, checked")
+    autopet.add_argument("source", type=Path, help="the archive's folder, with imagesTr and labelsTr")
+    autopet.add_argument("--dataset", required=True, help="name in nnUNet_raw; cases there are kept")
+    autopet.add_argument("--link", action="store_true", help="link files instead of copying them")
+    autopet.add_argument("--organs", type=Path, help="masks of TotalSegmentator's task total, CASE.nii.gz")
+    autopet.add_argument("--glands", type=Path, help="likewise of its task head_glands_cavities")
+    autopet.add_argument("--clicks", type=Path, help="the challenge's click files, CASE_clicks.json")
+    _add_dry_run(autopet)
+
+    phantom = commands.add_parser("phantom", help="synthetic patients -> an nnU-Net data set with organs")
+    phantom.add_argument("--dataset", required=True, help="name in nnUNet_raw; cases there are kept")
+    _add_numbers(phantom)
+    phantom.add_argument("--splits", type=Path, help="also write folds of the data set into this JSON file")
+
+    splits = commands.add_parser("splits", help="folds over the cases of a data set, as nnU-Net has them")
+    splits.add_argument("dataset", help="name in nnUNet_raw")
+    splits.add_argument("out", type=Path, help="the JSON file")
+    splits.add_argument(
+        "--base", type=Path, default=STARTER_SPLITS, help="folds to keep (default: the starter's)"
+    )
+
     challenge = commands.add_parser(
         "challenge-case", help="one patient -> the challenge's layout, with clicks"
     )
@@ -148,20 +179,48 @@ def main(arguments: list[str] | None = None) -> None:
     challenge.add_argument(
         "--clicks", type=int, default=MOST_CLICKS, help="of each kind (default: %(default)s)"
     )
-    phantom = commands.add_parser("phantom-case", help="a synthetic patient in the challenge's layout")
-    phantom.add_argument("out", type=Path)
-    phantom.add_argument("--seed", type=int, default=DEMO_SEED)
-    options = parser.parse_args(arguments)
-    if options.command == "sts":
-        convert_sts(options.source, options.dataset, options.everyone)
-    elif options.command == "challenge-case":
-        case, lesion = read_patient(options.patient)
-        write_challenge_case(
-            case, lesion, challenge_clicks(lesion, case.pet_suv, options.clicks), options.out
-        )
-    else:
-        case, lesion = phantom_case(options.seed)
-        write_challenge_case(case, lesion, challenge_clicks(lesion, case.pet_suv, DEMO_CLICKS), options.out)
+
+    one = commands.add_parser("phantom-case", help="a synthetic patient in the challenge's layout")
+    one.add_argument("out", type=Path)
+    one.add_argument("--tracer", choices=TRACERS, default="fdg", help="default: %(default)s")
+    one.add_argument("--seed", type=int, default=DEMO_SEED, help="default: %(default)s")
+    one.add_argument(
+        "--full-size", action="store_true", help="400 x 400 x 326 voxels (default: a small demo)"
+    )
+
+    many = commands.add_parser("phantom-cases", help="held-out synthetic patients in the challenge's layout")
+    many.add_argument("out", type=Path, help="folder of the cases' folders")
+    _add_numbers(many)
+    return parser
+
+
+def _add_numbers(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tracers", type=_tracers, default=TRACERS, help="such as fdg,psma (default: both)")
+    add("--cases", type=int, required=True, help="number of cases of each tracer")
+    add("--seed", type=int, default=0, help="seed and number of each tracer's first case (default: 0)")
+    z, y, x = SPACING_ZYX_MM
+    add("--spacing", type=_spacing, default=SPACING_ZYX_MM, help=f"z,y,x in mm (default: {z},{y},{x})")
+    _add_dry_run(parser)
+
+
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+
+
+def _tracers(text: str) -> tuple[TracerName, ...]:
+    chosen = tuple(tracer for tracer in TRACERS if tracer in text.split(","))
+    if len(chosen) != len(text.split(",")):
+        raise argparse.ArgumentTypeError(f"must be among {', '.join(TRACERS)}, got {text!r}")
+    return chosen
+
+
+def _spacing(text: str) -> Triple:
+    try:
+        z, y, x = (float(step) for step in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be three numbers z,y,x, got {text!r}") from None
+    return z, y, x
 
 
 if __name__ == "__main__":

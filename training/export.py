@@ -1,15 +1,18 @@
 """Strip trained folds to what inference needs, and put them into a model folder.
 
-python -m training.export RESULTS_FOLDER resources/
+python -m training.export RESULTS_FOLDER resources/ [--dry-run]
 """
 
 import argparse
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from petclick.errors import InputError
 from petclick.guidance import FILE_NAME
@@ -35,26 +38,49 @@ def strip(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {"network_weights": weights} | {key: checkpoint[key] for key in INFERENCE_KEYS}
 
 
-def export(results: Path, target: Path) -> None:
+def export(results: Path, target: Path, dry_run: bool = False) -> None:
     """Copy plans and settings of a results folder, and its stripped folds, to a model folder.
+
+    Each file comes to its place whole, so that the same command repairs what a kill has left.
+
+    Args:
+        results: nnU-Net's results folder of one training.
+        target: model folder, made if need be; folds that are there and not in `results` stay.
+        dry_run: only tell.
 
     Raises:
         InputError: a file is missing, or a fold is not trained to its end.
     """
     model = load_model(results)
-    target.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if not (results / name).is_file():
             raise InputError(results / name, "the results folder must hold this file")
-        shutil.copyfile(results / name, target / name)
-    for path in model.checkpoints:
+    if dry_run:
+        for path in (*(results / name for name in FILES), *model.checkpoints):
+            size = path.stat().st_size / 1e6
+            print(f"would write {target / path.relative_to(results)} from {path} ({size:.1f} MB)")
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        with _whole(target / name) as partial:
+            shutil.copyfile(results / name, partial)
+    for path in tqdm(model.checkpoints, desc="exporting", unit="fold"):
         fold = target / path.parent.name
         fold.mkdir(exist_ok=True)
-        torch.save(strip(read_checkpoint(path)), fold / CHECKPOINT)
+        with _whole(fold / CHECKPOINT) as partial:
+            torch.save(strip(read_checkpoint(path)), partial)
         logger.info("%s: %.1f MB", fold / CHECKPOINT, (fold / CHECKPOINT).stat().st_size / 1e6)
     exported = load_model(target)
     for path in exported.checkpoints:
         load_network(exported, path)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write in place of `path`, which it replaces when it is whole."""
+    partial = path.with_name(f".{path.name}.part")
+    yield partial
+    partial.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,8 +90,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("results", type=Path, help="nnU-Net's results folder of one training, with its folds")
     parser.add_argument("target", type=Path, help="model folder to fill, such as resources/")
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
     options = parser.parse_args(arguments)
-    export(options.results, options.target)
+    export(options.results, options.target, options.dry_run)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""Sliding-window prediction against nnU-Net's own predictor: same weights, folds, mirrors, step and input.
+
+Ours takes the CPU's precision, leaves out air, and starts from an empty store; nnU-Net's computes in fp32, as
+it does on CPUs.
+"""
+
+import statistics
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from benchmarks._cases import (
+    benchmark_model,
+    nnunet_predictor,
+    pass_flop,
+    peak_flop_per_s,
+    sarcoma_case,
+    timed,
+    whole_body,
+)
+from petclick.clicks import ClickSet
+from petclick.guidance import encode
+from petclick.images import Case
+from petclick.model import Model
+from petclick.predictor import Predictor, Settings
+from petclick.preprocess import map_clicks, prepare
+
+REPEATS = {"sarcoma": 3, "whole body": 1}
+
+
+def run() -> dict[str, float]:
+    """Seconds of both, their ratio, Dice of the masks, and ours' share of the machine's peak."""
+    model = benchmark_model()
+    figures: dict[str, float] = {
+        "folds": len(model.checkpoints),
+        "passes_per_tile": 8 * len(model.checkpoints),
+    }
+    for name, case, clicks in _cases(model):
+        for figure, value in _compare(model, case, clicks, REPEATS[name]).items():
+            figures[f"{name}: {figure}"] = value
+    return figures
+
+
+def _cases(model: Model) -> Iterator[tuple[str, Case, ClickSet]]:
+    sarcoma = sarcoma_case()
+    if sarcoma is None:
+        print("predictor  sarcoma: left out, no patients there (--cases)", flush=True)
+    else:
+        yield "sarcoma", *sarcoma
+    yield "whole body", *whole_body(model)
+
+
+def _compare(model: Model, case: Case, clicks: ClickSet, repeats: int) -> dict[str, float]:
+    prepared = prepare(case, model.plan, model.spec.orientation)
+    channels = encode(map_clicks(clicks, prepared), prepared.shape, model.spec)
+    stacked = torch.from_numpy(np.concatenate((prepared.image, channels)))
+    theirs = nnunet_predictor(model)
+    ours = Predictor(model, Settings("cpu", keep_gib=0))
+    ours.warm_up()
+    peak = peak_flop_per_s(ours.precision)
+    seconds: list[tuple[float, float]] = []
+    for _ in range(repeats):
+        ours.set_case(case)
+        our_seconds, margin = timed(lambda: ours.predict_margin(clicks))
+        their_seconds, logits = timed(lambda: theirs.predict_logits_from_preprocessed_data(stacked))
+        seconds.append((our_seconds, their_seconds))
+    report = ours.last_report
+    masks = margin > 0, logits.argmax(0) == 1
+    passes = report.ran * len(model.checkpoints) * 2 ** len(model.mirror_axes)
+    our_median, their_median = (statistics.median(each) for each in zip(*seconds, strict=True))
+    return {
+        "tiles": report.total,
+        "tiles left out": report.empty,
+        "seconds": our_median,
+        "nnU-Net's seconds": their_median,
+        "times as fast": statistics.median(theirs / ours for ours, theirs in seconds),
+        "Dice of the masks": float(2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())),
+        "lesion voxels": float(masks[1].sum()),
+        "share of peak": passes * pass_flop(model) / our_median / peak,
+        "peak, TFLOP/s": peak / 1e12,
+    }
