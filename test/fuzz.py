@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,8 @@ from broken_images import broken_image, valid_image
 from broken_json import CLICKS, INPUTS, broken_json
 from sandbox import Answer, Sandbox
 
+BATCH = 50
+"""Runs of one process."""
 MOST_SECONDS = 10.0
 MOST_BYTES = 2 * 10**9
 KINDS = (".mha", ".nii", ".nii.gz", ".nrrd", ".tif", "clicks", "inputs")
@@ -75,31 +76,28 @@ def tiny_model(folder: Path) -> None:
     (folder / "guidance.json").write_text("{}")
 
 
-def fuzz(count: int, first: int, seed: int, keep: Path, run: Callable[..., Answer]) -> list[str]:
+def fuzz(count: int, first: int, seed: int, keep: Path, sandbox: Sandbox) -> list[str]:
     """Try `count` inputs; prints what they were answered with, and returns what was wrong."""
     answers: Counter[tuple[str, str]] = Counter()
     slowest, largest, wrong, start = 0.0, 0, [], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        model, job, output = (Path(folder) / name for name in ("model", "input", "output"))
-        tiny_model(model)
-        for number in range(first, first + count):
-            kind = KINDS[number % len(KINDS)]
-            output.mkdir()
-            broken = make_job(job, kind, np.random.default_rng([seed, number]))
-            got = run("--input", job, "--output", output, "--model", model, *OPTIONS)
-            problem = what_is_wrong(got, output)
-            if problem:
-                wrong.append(f"input {number} ({kind}): {problem}: {got.last_line[:200]}")
-                print(wrong[-1], flush=True)
-                keep.mkdir(parents=True, exist_ok=True)
-                shutil.copy(broken, keep / f"{number}-{broken.name}")
-                (keep / f"{number}.txt").write_text(f"{wrong[-1]}\n{got.stderr}")
-            answers[kind, "wrong" if problem else ("done", "", "refused")[got.code]] += 1
-            slowest, largest = max(slowest, got.seconds), max(largest, got.peak_bytes)
-            shutil.rmtree(job)
-            shutil.rmtree(output)
-            if (number - first) % 1000 == 999:
-                print(f"{number - first + 1} of {count}, {len(wrong)} wrong", flush=True)
+        tiny_model(Path(folder) / "model")
+        for begin in range(first, first + count, BATCH):
+            numbers = range(begin, min(begin + BATCH, first + count))
+            jobs = {number: Path(folder) / str(number) for number in numbers}
+            broken = {number: _prepare(jobs[number], number, seed) for number in numbers}
+            for number, got in zip(numbers, sandbox.run_all([*map(_arguments, jobs.values())]), strict=True):
+                kind = KINDS[number % len(KINDS)]
+                problem = what_is_wrong(got, jobs[number] / "output")
+                if problem:
+                    wrong.append(f"input {number} ({kind}): {problem}: {got.last_line[:200]}")
+                    print(wrong[-1], flush=True)
+                    keep.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(broken[number], keep / f"{number}-{broken[number].name}")
+                    (keep / f"{number}.txt").write_text(f"{wrong[-1]}\n{got.stderr}")
+                answers[kind, "wrong" if problem else ("done", "", "refused")[got.code]] += 1
+                slowest, largest = max(slowest, got.seconds), max(largest, got.peak_bytes)
+                shutil.rmtree(jobs[number])
     for kind in KINDS:
         print(kind.ljust(8), *(f"{word} {answers[kind, word]:5}" for word in ("done", "refused", "wrong")))
     print(
@@ -107,6 +105,16 @@ def fuzz(count: int, first: int, seed: int, keep: Path, run: Callable[..., Answe
         f"the slowest took {slowest:.1f} s of CPU time, the largest {largest / 1e9:.2f} GB",
     )
     return wrong
+
+
+def _prepare(job: Path, number: int, seed: int) -> Path:
+    (job / "output").mkdir(parents=True)
+    return make_job(job / "input", KINDS[number % len(KINDS)], np.random.default_rng([seed, number]))
+
+
+def _arguments(job: Path) -> list[object]:
+    places = ("--input", job / "input", "--output", job / "output", "--model", job.parent / "model")
+    return [*places, *OPTIONS]
 
 
 if __name__ == "__main__":
@@ -120,6 +128,6 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # petclick, for the tests' fixtures
     sandbox = Sandbox()
-    failures = fuzz(chosen.count, chosen.first, chosen.seed, chosen.keep, sandbox.run)
+    failures = fuzz(chosen.count, chosen.first, chosen.seed, chosen.keep, sandbox)
     sandbox.close()
     sys.exit(bool(failures))

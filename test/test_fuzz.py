@@ -17,4 +17,4 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_every_input_is_answered(sandbox: Sandbox, tmp_path: Path, count: int) -> None:
-    assert fuzz(count, 0, 1, tmp_path / "kept", sandbox.run) == []
+    assert fuzz(count, 0, 1, tmp_path / "kept", sandbox) == []

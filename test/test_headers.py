@@ -3,6 +3,7 @@
 Without the checks, a reader may crash, never end, read beyond the file, or take a damaged file for whole.
 """
 
+import contextlib
 import gzip
 import struct
 import zlib
@@ -12,8 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from petclick.errors import InputError
+from petclick.files import Body, DamagedError
+from petclick.headers import CHECKS, check_header
 from petclick.images import read_image
 
 VOXELS = np.random.default_rng(0).normal(size=(11, 9, 7)).astype(np.float32)
@@ -262,3 +267,24 @@ def test_a_bomb(path: Path, extension: str) -> None:
         "must not promise more than 100 times its length in voxels, got 36000000 bytes in "
     )
     assert read_image(bomb, trusted=True)[0].size == 9_000_000
+
+
+HEADS = {
+    "MetaImageIO": b"NDims = 3\nBinaryData = True\n",
+    "NiftiImageIO": struct.pack("<i", 348) + bytes(36),
+    "NrrdImageIO": b"NRRD0004\n",
+    "TIFFImageIO": b"II*\0\x08\0\0\0",
+}
+LINES = st.lists(
+    st.tuples(st.sampled_from([*META, *NRRD, "key:", "#"]), st.text(max_size=20)), max_size=9
+).map(lambda pairs: "".join(f"{key}: {value}\n" for key, value in pairs).encode())
+
+
+@pytest.mark.parametrize("reader", CHECKS)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=400) | LINES)
+def test_any_bytes_are_a_body_or_refused(path: Path, reader: str, body: bytes) -> None:
+    path.write_bytes(HEADS[reader] + body)
+    with contextlib.suppress(DamagedError, InputError):
+        found = check_header(path, reader)
+        assert found is None or isinstance(found, Body)
