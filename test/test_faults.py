@@ -24,13 +24,6 @@ MASKS = "images/tumor-lesion-segmentation"
 FAST = ("--device", "cpu", "--precision", "fp32", "--mirror-axes", "none", "--step-size", "1", "--quiet")
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    sandbox = Sandbox()
-    yield sandbox
-    sandbox.close()
-
-
 class Job:
     """A case, a model, an output folder, and the program that is run on them."""
 

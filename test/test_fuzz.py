@@ -1,18 +1,10 @@
 """A short run of the fuzzer, and the long one that is asked for with -m slow."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fuzz import fuzz
 from sandbox import Sandbox
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    sandbox = Sandbox()
-    yield sandbox
-    sandbox.close()
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
