@@ -1,11 +1,11 @@
-"""Local evaluation: `python -m petclick evaluate|score|compare --help`."""
+"""Local evaluation: `python -m petclick evaluate|score|compare|tune --help`."""
 
 import argparse
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from petclick.cli import default_model, parse_axes, parse_folds
 from petclick.errors import InputError
@@ -13,6 +13,9 @@ from petclick.evaluation.protocol import PROTOCOL_STEPS
 from petclick.evaluation.results import METHODS
 from petclick.metrics import ProtocolName
 from petclick.program import run
+
+if TYPE_CHECKING:
+    from petclick.evaluation.workers import Network
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _add_evaluate(commands.add_parser("evaluate", help="cases with a ground truth -> metrics and a report"))
     _add_score(commands.add_parser("score", help="masks that exist already -> one JSON object"))
     _add_compare(commands.add_parser("compare", help="two evaluations -> which is better"))
+    _add_tune(commands.add_parser("tune", help="cases with a ground truth -> which post-processing helps"))
     options = parser.parse_args(arguments)
     options.function(options)
 
@@ -33,6 +37,16 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("evaluation"), help="folder of the results (default: %(default)s)")
     add("--protocol", choices=get_args(ProtocolName), default="autopet4")
     add("--method", type=_methods, default=METHODS[:1], help=f"of {', '.join(METHODS)} (default: network)")
+    _add_network(parser)
+    add("--steps", type=_steps, help="such as 0,1,3,5,10 (default: all of the protocol, as areas need)")
+    add("--masks", action="store_true", help="keep the mask of each step")
+    add("--jobs", type=_positive, default=1, help="processes, each with its own model (default: %(default)s)")
+    parser.set_defaults(function=_evaluate)
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    """Which model predicts, and how."""
+    add = parser.add_argument
     add(
         "--model",
         type=Path,
@@ -40,7 +54,6 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     add("--folds", type=parse_folds, help="all (default), or such as 0,3")
     add("--cross-validated", type=Path, metavar="SPLITS", help="splits_final.json: each case by its own fold")
-    add("--steps", type=_steps, help="such as 0,1,3,5,10 (default: all of the protocol, as areas need)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     add(
@@ -48,28 +61,34 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         type=parse_axes,
         help="none, or such as 0,1,2 (default: those of the model's training)",
     )
-    add("--masks", action="store_true", help="keep the mask of each step")
-    add("--jobs", type=_positive, default=1, help="processes, each with its own model (default: %(default)s)")
-    parser.set_defaults(function=_evaluate)
+
+
+def _network(options: argparse.Namespace) -> tuple["Network", dict[str, str] | None]:
+    """The model, and with --cross-validated the fold of each case; --folds then chooses cases."""
+    from petclick.evaluation.evaluate import read_splits
+    from petclick.evaluation.workers import Network
+
+    logging.getLogger("petclick").setLevel(logging.WARNING)  # the bar tells how far it is
+    model = options.model or default_model()
+    network = Network(model, options.folds, options.device, options.precision, options.mirror_axes)
+    if options.cross_validated is None:
+        return network, None
+    splits = read_splits(options.cross_validated)
+    chosen = options.folds or splits.values()
+    return network, {case: fold for case, fold in splits.items() if fold in chosen}
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from petclick.evaluation.cases import find_cases
-    from petclick.evaluation.evaluate import evaluate_and_report, raise_if_failed, read_splits
+    from petclick.evaluation.evaluate import evaluate_and_report, raise_if_failed
     from petclick.evaluation.summary import markdown_tables
-    from petclick.evaluation.workers import Network, Run
+    from petclick.evaluation.workers import Run
 
     all_steps = PROTOCOL_STEPS[options.protocol]
     steps = options.steps or all_steps
     if not {*steps} <= {*all_steps}:
         raise InputError("--steps", f"must be among 0 to {all_steps[-1]}", ", ".join(map(str, steps)))
-    fold_of = None
-    if options.cross_validated is not None:
-        splits = read_splits(options.cross_validated)
-        fold_of = {case: fold for case, fold in splits.items() if fold in (options.folds or splits.values())}
-    logging.getLogger("petclick").setLevel(logging.WARNING)  # the bar tells how far it is
-    model = options.model or default_model()
-    network = Network(model, options.folds, options.device, options.precision, options.mirror_axes)
+    network, fold_of = _network(options)
     evaluation = Run(
         options.out, options.protocol, steps, options.method, network, fold_of, options.masks, options.jobs
     )
@@ -114,6 +133,33 @@ def _compare(options: argparse.Namespace) -> None:
         for path, method in ((options.a, first), (options.b, second))
     ]
     print(comparison_text(compare(options.a, options.b, (first, second)), *names))
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Predict margins once, and score post-processing on them, chosen on other folds' cases."
+    )
+    add = parser.add_argument
+    add("cases", type=Path, help="as for evaluate")
+    add("--out", type=Path, default=Path("tuning"), help="margins and table (default: %(default)s)")
+    _add_network(parser)
+    add("--steps", type=_steps, default=(0, 1, 3, 5, 10), help="clicks of each kind (default: 0,1,3,5,10)")
+    add("--jobs", type=_positive, default=1, help="processes that score candidates (default: %(default)s)")
+    parser.set_defaults(function=_tune)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from petclick.evaluation.cases import find_cases
+    from petclick.evaluation.evaluate import chosen_cases
+    from petclick.evaluation.margins import keep_margins
+    from petclick.evaluation.tuning import candidates, markdown, score_candidates, write_tuning
+
+    network, fold_of = _network(options)
+    cases = chosen_cases(fold_of, find_cases(options.cases))
+    keep_margins(cases, network, fold_of, options.steps, options.out)
+    tuning = score_candidates(candidates(), cases, fold_of, options.out, options.jobs)
+    write_tuning(tuning, options.out)
+    print(markdown(tuning))
 
 
 def _methods(text: str) -> tuple[str, ...]:

@@ -5,15 +5,18 @@ step the mask is where it is above 0. Components are 18-connected, as the challe
 spec does nothing, so a foreign model's masks are its own.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 
 import cc3d
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage, optimize
+from scipy import ndimage
 
 from petclick.baselines import region_growing
-from petclick.clicks import KINDS, ClickSet, click_set
+from petclick.clicks import ClickSet, click_set
+from petclick.errors import InputError
+from petclick.follow import follow_clicks
 from petclick.grid import Grid
 from petclick.metrics import CONNECTIVITY
 
@@ -25,8 +28,8 @@ NEIGHBOURS = ndimage.generate_binary_structure(3, 2)
 """Connectivity 18 as a structuring element."""
 GROWING = 0.41
 """Share of the local SUVmax down to which a lesion that the network missed is grown from its click."""
-MOST_SHIFT = 6.0
-"""Farthest that clicks can move the margin's threshold, in logits."""
+CLOSE_LEAST_ML = 5.0
+"""Smaller components are not closed: only large tumours have a cold core."""
 SPLIT_MM = 20.0
 """A background click takes no voxel farther away than this from a component that a tumour click is in."""
 NEAR_MM = 15.0
@@ -37,7 +40,9 @@ NEAR_MM = 15.0
 class PostprocessSpec:
     """Which steps run, in this order.
 
-    threshold_prior: the margin's threshold is fitted to the clicks (`fit_threshold`), 0 leaves it at 0;
+    threshold_prior: precision of the margin's common shift to the clicks (`follow_clicks`), 0 for no such
+    shift; local_variance, local_mm: variance and width of its local corrections, variance 0 for none;
+    close_mm: large components are closed together with a ball of this radius (`close_large`);
     suv_floor: voxels below it leave the mask, except in components with a tumour click;
     drop_background: a component with background clicks and no tumour click is removed;
     split: a component with clicks of both kinds is divided between them;
@@ -47,6 +52,9 @@ class PostprocessSpec:
     """
 
     threshold_prior: float = 0.0
+    local_variance: float = 0.0
+    local_mm: float = 20.0
+    close_mm: float = 0.0
     suv_floor: float = 0.0
     drop_background: bool = False
     split: bool = False
@@ -54,6 +62,18 @@ class PostprocessSpec:
     grow_most_ml: float = 20.0
     min_volume_ml: float = 0.0
     min_total_ml: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every number.
+
+        Raises:
+            InputError: one is negative or not finite, or `local_mm` is 0.
+        """
+        for name, value in asdict(self).items():
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError("postprocess", f"{name} must be a number from 0", repr(value))
+        if self.local_mm == 0:
+            raise InputError("postprocess", "local_mm must be above 0", repr(self.local_mm))
 
 
 def postprocess(
@@ -71,13 +91,15 @@ def postprocess(
     Returns:
         uint8 mask (z, y, x) of 0 and 1.
     """
-    if spec.threshold_prior > 0:
-        margin = margin - fit_threshold(margin, clicks, spec.threshold_prior)
+    common_variance = 1 / (2 * spec.threshold_prior) if spec.threshold_prior > 0 else 0.0
+    margin = follow_clicks(margin, clicks, grid, common_variance, spec.local_variance, spec.local_mm)
     mask = margin > 0
     if spec.suv_floor > 0:
         mask = drop_cold(mask, pet_suv, clicks, spec.suv_floor)
     if spec.drop_background:
         mask = drop_background_components(mask, clicks)
+    if spec.close_mm > 0:
+        mask = close_large(mask, clicks, grid, spec.close_mm)
     if spec.split:
         mask = split_at_clicks(mask, margin, clicks, grid)
     if spec.grow:
@@ -89,19 +111,26 @@ def postprocess(
     return mask.astype(np.uint8)
 
 
-def fit_threshold(margin: Image, clicks: ClickSet, prior: float) -> np.float32:
-    """The margin's threshold that the clicks make likeliest, near 0 unless they say otherwise.
+def close_large(mask: Mask, clicks: ClickSet, grid: Grid, radius_mm: float) -> Mask:
+    """Close the components of at least `CLOSE_LEAST_ML` together, by a ball: cold cores and gaps are filled.
 
-    Each click is an observation of its voxel: the sum of the logistic losses at threshold t, plus the prior
-    times t**2, is smallest at the result, which lies within `MOST_SHIFT`. Without clicks it is 0.
+    What would put a background click into a component without a tumour click is not filled. Two distance
+    transforms stand for the dilation and the erosion, so the radius costs nothing.
     """
-
-    def loss(threshold: float) -> float:
-        tumor, background = (margin[tuple(clicks.of_kind(kind).T)] - threshold for kind in KINDS)
-        data = np.logaddexp(0, -tumor).sum() + np.logaddexp(0, background).sum()
-        return float(data + prior * threshold**2)
-
-    return np.float32(optimize.minimize_scalar(loss, bounds=(-MOST_SHIFT, MOST_SHIFT), method="bounded").x)
+    labels = _components(mask)
+    large = mask & ~_is_among(labels, _below(labels, CLOSE_LEAST_ML / grid.voxel_ml))
+    if not large.any():
+        return mask
+    box = ndimage.find_objects(large.astype(np.uint8))[0]
+    margins = [int(radius_mm / mm) + 2 for mm in grid.spacing_zyx_mm]
+    inside = np.pad(large[box], [(n, n) for n in margins])
+    dilated = ndimage.distance_transform_edt(~inside, sampling=grid.spacing_zyx_mm) <= radius_mm
+    closed = ndimage.distance_transform_edt(dilated, sampling=grid.spacing_zyx_mm) > radius_mm
+    filled = mask.copy()
+    filled[box] |= closed[tuple(slice(n, -n) for n in margins)]
+    labels = _components(filled)
+    refused = np.setdiff1d(_held(labels, clicks, "background"), _held(labels, clicks, "tumor"))
+    return mask | (filled & ~_is_among(labels, refused))
 
 
 def drop_cold(mask: Mask, pet_suv: Image, clicks: ClickSet, suv_floor: float) -> Mask:
@@ -183,12 +212,18 @@ def grow_at_clicks(
 def drop_small(mask: Mask, clicks: ClickSet, least_voxels: float) -> Mask:
     """Remove components of fewer voxels, except those that hold a tumour click."""
     labels = _components(mask)
-    small = np.flatnonzero(np.bincount(labels.ravel()) < least_voxels)
-    return mask & ~_is_among(labels, np.setdiff1d(small, _held(labels, clicks, "tumor")))
+    return mask & ~_is_among(
+        labels, np.setdiff1d(_below(labels, least_voxels), _held(labels, clicks, "tumor"))
+    )
 
 
 def _components(mask: Mask) -> Labels:
     return np.asarray(cc3d.connected_components(mask, connectivity=CONNECTIVITY))
+
+
+def _below(labels: Labels, least_voxels: float) -> npt.NDArray[np.integer]:
+    """Labels of the components of fewer voxels."""
+    return np.flatnonzero(np.bincount(labels.ravel()) < least_voxels)
 
 
 def _held(labels: Labels, clicks: ClickSet, kind: str) -> Labels:

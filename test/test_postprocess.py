@@ -7,15 +7,18 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from petclick.clicks import ClickSet, click_set
+from petclick.errors import InputError
+from petclick.follow import follow_clicks
 from petclick.grid import Grid
 from petclick.postprocess import (
+    CLOSE_LEAST_ML,
     NEAR_MM,
     SPLIT_MM,
     PostprocessSpec,
+    close_large,
     drop_background_components,
     drop_cold,
     drop_small,
-    fit_threshold,
     grow_at_clicks,
     postprocess,
     split_at_clicks,
@@ -23,7 +26,7 @@ from petclick.postprocess import (
 
 SHAPE = (9, 14, 20)
 GRID = Grid((20, 14, 9), (2.0, 2.5, 4.0), (5.0, -3.0, 11.0), (-1, 0, 0, 0, 1, 0, 0, 0, 1))
-EVERYTHING = PostprocessSpec(0.3, 1.0, True, True, True, 20.0, 0.1, 0.2)
+EVERYTHING = PostprocessSpec(0.3, 4.0, 10.0, 8.0, 1.0, True, True, True, 20.0, 0.1, 0.2)
 
 
 def volume(
@@ -47,24 +50,110 @@ def test_nothing_is_changed_by_default() -> None:
     np.testing.assert_array_equal(mask, TWO > 0)
 
 
-def test_threshold_follows_the_clicks_and_the_prior() -> None:
+def test_common_shift_follows_the_clicks_and_its_variance() -> None:
     margin = volume(((0, 0, 0), (9, 14, 10), -1.0), ((0, 0, 10), (9, 14, 20), 2.5))
-    assert fit_threshold(margin, click_set([], []), 0.3) == pytest.approx(0, abs=1e-3)
     lowered = click_set([(1, 1, 1), (2, 2, 2), (3, 3, 3)], [])
     raised = click_set([], [(1, 1, 15), (2, 2, 16)])
-    # The stationary point of the stated loss: prior * 2 * t = sum of the losses' slopes.
-    for clicks, sign in ((lowered, -1), (raised, 1)):
-        t = float(fit_threshold(margin, clicks, 0.3))
-        assert np.sign(t) == sign
-        tumor, background = (
-            margin[tuple(clicks.of_kind("tumor").T)],
-            margin[tuple(clicks.of_kind("background").T)],
-        )
-        slope = (1 / (1 + np.exp(tumor - t))).sum() - (1 / (1 + np.exp(t - background))).sum()
-        assert slope + 2 * 0.3 * t == pytest.approx(0, abs=1e-3)
-    assert abs(fit_threshold(margin, raised, 30.0)) < 0.05
-    # Both kinds where the network agrees: nothing to correct.
-    assert abs(fit_threshold(volume(outside=-9), click_set([], [(1, 1, 1)]), 0.3)) < 1e-2
+
+    def shift(clicks: ClickSet, prior: float, before: np.ndarray = margin) -> float:
+        moved = follow_clicks(before, clicks, GRID, 1 / (2 * prior), 0.0, 20.0) - before
+        assert np.ptp(moved) < 1e-5
+        return float(moved[0, 0, 0])
+
+    # The stationary point of the losses' sum plus prior * shift**2.
+    for clicks, direction in ((lowered, 1), (raised, -1)):
+        found = shift(clicks, 0.3)
+        assert np.sign(found) == direction
+        tumor, background = (margin[tuple(clicks.of_kind(kind).T)] for kind in ("tumor", "background"))
+        pull = (1 / (1 + np.exp(tumor + found))).sum() - (1 / (1 + np.exp(-found - background))).sum()
+        assert 2 * 0.3 * found == pytest.approx(pull, abs=1e-3)
+    assert abs(shift(raised, 30.0)) < 0.05
+    # Where the network agrees there is nothing to correct.
+    assert abs(shift(click_set([], [(1, 1, 1)]), 0.3, volume(outside=-9))) < 1e-2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 4), st.integers(0, 4), st.sampled_from([0.0, 0.5]))
+def test_local_shift_is_the_mode_of_its_posterior(
+    seed: int, n_tumor: int, n_background: int, common: float
+) -> None:
+    """At the mode the shift is the covariance times the likelihood's gradient there, at every voxel."""
+    rng = np.random.default_rng(seed)
+    margin = rng.normal(0, 3, SHAPE).astype(np.float32)
+    places = rng.permutation(np.argwhere(np.ones(SHAPE)))
+    clicks = click_set(places[:n_tumor], places[n_tumor : n_tumor + n_background])
+    shifted = follow_clicks(margin, clicks, GRID, common, 8.0, 3.0)
+    sign = np.repeat([1.0, -1.0], [n_tumor, n_background])
+    pull = sign / (1 + np.exp(sign * shifted[tuple(clicks.index_zyx.T)]))
+    spacing = np.array(GRID.spacing_zyx_mm)
+    every = np.argwhere(np.ones(SHAPE)) * spacing
+    squared = ((every[:, None] - clicks.index_zyx * spacing) ** 2).sum(axis=2)
+    expected = (common + 8.0 * np.exp(-squared / (2 * 3.0**2))) @ pull
+    np.testing.assert_allclose((shifted - margin).ravel(), expected, atol=0.02)
+
+
+def test_local_shift_stays_near_its_click() -> None:
+    margin = volume(outside=-2.0)
+    shifted = follow_clicks(margin, click_set([(4, 7, 10)], []), GRID, 0.0, 16.0, 4.0)
+    assert shifted[4, 7, 10] > 0
+    assert shifted[4, 7, 11] < shifted[4, 7, 10]
+    assert shifted[0, 0, 0] == -2
+    np.testing.assert_array_equal(follow_clicks(margin, click_set([], []), GRID, 1.0, 16.0, 4.0), margin)
+
+
+def test_scribbles_of_neighbours_and_hard_margins_are_followed() -> None:
+    """The covariance of neighbouring voxels is singular up to rounding, and -40 is far from 0."""
+    stroke = [(4, 6, x) for x in range(2, 18)] + [(4, 7, x) for x in range(2, 18)]
+    shifted = follow_clicks(volume(outside=-40.0), click_set(stroke, [(0, 0, 0)]), GRID, 0.5, 16.0, 20.0)
+    assert np.isfinite(shifted).all()
+    assert (shifted[4, 6, 2:18] > -5).all()
+    assert shifted[0, 0, 0] < -5
+
+
+def hollow() -> np.ndarray:
+    """A box of 5 ml and more around a core of 2 x 2 x 4 voxels, open to one side, and a small one."""
+    mask = np.zeros(SHAPE, bool)
+    mask[1:8, 2:12, 1:13] = True
+    mask[4:6, 6:8, 5:13] = False
+    mask[2:4, 4:6, 17:19] = True
+    return mask
+
+
+def test_large_components_are_closed_as_by_a_ball() -> None:
+    mask = hollow()
+    spacing = np.array(GRID.spacing_zyx_mm)
+    radius_mm = 7.0
+    reach = np.ceil(radius_mm / spacing).astype(int)
+    offsets = np.ogrid[tuple(slice(-n, n + 1) for n in reach)]
+    ball = sum((o * mm) ** 2 for o, mm in zip(offsets, spacing, strict=True)) <= radius_mm**2
+    large = mask.copy()
+    large[:, :, 15:] = False
+    assert large.sum() * GRID.voxel_ml >= CLOSE_LEAST_ML
+    padded = np.pad(large, 8)
+    expected = ndimage.binary_closing(padded, ball)[8:-8, 8:-8, 8:-8] | mask
+    closed = close_large(mask, click_set([], []), GRID, radius_mm)
+    np.testing.assert_array_equal(closed, expected)
+    assert closed.sum() > mask.sum()
+    assert not closed[:, :, 13:17].any()
+    small = mask & ~large
+    np.testing.assert_array_equal(close_large(small, click_set([], []), GRID, radius_mm), small)
+
+
+def test_nothing_is_filled_around_a_background_click_alone() -> None:
+    mask, hole = hollow(), (4, 6, 7)
+    np.testing.assert_array_equal(close_large(mask, click_set([], [hole]), GRID, 7.0), mask)
+    # With a tumour click in the component too, the two share it by `split_at_clicks`.
+    both = click_set([(2, 3, 2)], [hole])
+    assert close_large(mask, both, GRID, 7.0)[hole]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("suv_floor", -1.0), ("close_mm", float("nan")), ("local_mm", 0.0), ("min_total_ml", np.inf)],
+)
+def test_bad_numbers_are_refused(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"postprocess: {name} must be "):
+        PostprocessSpec(**{name: value})
 
 
 def test_only_components_with_background_and_no_tumour_click_are_dropped() -> None:
@@ -161,11 +250,21 @@ def clicked_margins(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, ClickSet]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(clicked_margins())
-def test_every_click_is_obeyed(case: tuple[np.ndarray, np.ndarray, ClickSet]) -> None:
+@given(clicked_margins(), st.sampled_from([0.0, 8.0]), st.sampled_from([0.0, 6.0]))
+def test_every_click_is_obeyed(
+    case: tuple[np.ndarray, np.ndarray, ClickSet], local_variance: float, close_mm: float
+) -> None:
     margin, pet, clicks = case
     before = margin.copy(), pet.copy()
-    spec = PostprocessSpec(threshold_prior=0.3, drop_background=True, split=True, grow=True)
+    spec = PostprocessSpec(
+        threshold_prior=0.3,
+        local_variance=local_variance,
+        local_mm=10.0,
+        close_mm=close_mm,
+        drop_background=True,
+        split=True,
+        grow=True,
+    )
     mask = postprocess(margin, pet, clicks, GRID, spec)
     assert mask[tuple(clicks.of_kind("tumor").T)].all()
     assert not mask[tuple(clicks.of_kind("background").T)].any()

@@ -97,6 +97,7 @@ def _draw(ax: "Axes", name: str, cases: Sequence[Sequence[StepResult]], colour: 
     numbers = [step.step for step in cases[0]]
     known = [column[~np.isnan(column)] for column in values.T]
     at = [number for number, column in zip(numbers, known, strict=True) if len(column)]
+    ax.set_xlim(numbers[0] - 0.3, numbers[-1] + 0.3)  # all panels alike, though step 0 has no clicks to obey
     quartiles = np.array([np.percentile(column, (25, 50, 75)) for column in known if len(column)])
     if not at:
         return

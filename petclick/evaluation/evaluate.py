@@ -3,10 +3,7 @@
 A case that cannot be evaluated becomes a row that says why, and the others go on.
 """
 
-import hashlib
-import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +23,13 @@ from petclick.evaluation.results import (
     read_results,
     write_results,
 )
+from petclick.evaluation.settings import network_settings, require_same
 from petclick.evaluation.summary import write_metrics_json
-from petclick.evaluation.workers import VIEWS, Job, Network, Run, evaluate_jobs
+from petclick.evaluation.workers import VIEWS, Job, Run, evaluate_jobs
 from petclick.files import listing, read_json, require_writable
 
 METRICS, METRICS_JSON, REPORT, CURVES = "metrics.csv", "metrics.json", "report.html", "curves.png"
-RUN = "run.json"
-"""What lies in the output folder, beside views/ and masks/."""
+"""What lies in the output folder, beside run.json, views/ and masks/."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +71,7 @@ def evaluate(run: Run, cases: Sequence[AnyCase]) -> list[Result]:
         PetclickError: a worker process died.
     """
     require_writable(run.out)
-    chosen = _chosen_cases(run, cases)
+    chosen = chosen_cases(run.fold_of, cases)
     _check_same_run(run)
     file = run.out / METRICS
     before = read_results(file)
@@ -115,9 +112,12 @@ def raise_if_failed(results: Sequence[Result]) -> None:
         raise PetclickError(f"{len(failed)} of {n_cases} cases failed: {', '.join(failed)}")
 
 
-def _chosen_cases(run: Run, cases: Sequence[AnyCase]) -> list[AnyCase]:
-    """The cases that a fold holds out, in the order of folds, so that each model is loaded once."""
-    fold_of = run.fold_of
+def chosen_cases(fold_of: Mapping[str, str] | None, cases: Sequence[AnyCase]) -> list[AnyCase]:
+    """The cases that a fold holds out, in the order of folds, so that each model is loaded once.
+
+    Raises:
+        InputError: there is none.
+    """
     if fold_of is None:
         return list(cases)
     left_out = [case.name for case in cases if case.name not in fold_of]
@@ -133,7 +133,6 @@ def _chosen_cases(run: Run, cases: Sequence[AnyCase]) -> list[AnyCase]:
 
 def _check_same_run(run: Run) -> None:
     """Refuse a folder with results of other settings; else note this run's down, for the next."""
-    file = run.out / RUN
     settings: dict[str, Any] = {
         "protocol": run.protocol,
         "steps": list(run.steps),
@@ -141,59 +140,8 @@ def _check_same_run(run: Run) -> None:
         "folds of cases": dict(run.fold_of or {}),
     }
     if run.network is not None and "network" in run.methods:
-        settings |= _network_settings(run.network, run.fold_of)
-    known = read_json(file) if file.is_file() else {}
-    if not isinstance(known, dict):
-        raise InputError(file, "must be the settings of a run")
-    differing = [key for key in settings if key in known and not _agree(known[key], settings[key])]
-    if differing:
-        rule = "holds results of a run with other settings; choose another folder"
-        raise InputError(run.out, rule, f"another value for {listing(differing)}")
-    merged = {
-        key: known[key] | value if isinstance(value, dict) and key in known else value
-        for key, value in settings.items()
-    }
-    run.out.mkdir(parents=True, exist_ok=True)
-    partial_file = file.with_name(f".{RUN}.{os.getpid()}.part")
-    partial_file.write_text(json.dumps(known | merged, indent=1) + "\n", "utf-8")
-    partial_file.replace(file)
-
-
-def _agree(known: object, value: object) -> bool:
-    """Equal; dicts in the keys that both have, since another run may add folds and cases."""
-    if isinstance(known, dict) and isinstance(value, dict):
-        return all(known[key] == value[key] for key in known.keys() & value.keys())
-    return known == value
-
-
-def _network_settings(network: Network, fold_of: Mapping[str, str] | None) -> dict[str, Any]:
-    """Checks flags and model, and returns what decides the masks: the flags, and digests of the files."""
-    from petclick.device import choose_device, choose_precision
-    from petclick.model import load_model
-
-    choose_precision(network.precision, choose_device(network.device))
-    folds = tuple(sorted(set(fold_of.values()), key=int)) if fold_of else network.folds
-    model = load_model(network.model, folds)
-    files = {
-        path.relative_to(network.model).as_posix(): _digest(path)
-        for path in (*sorted(network.model.glob("*.json")), *model.checkpoints)
-    }
-    axes = network.mirror_axes
-    return {
-        "folds": "each case by its own" if fold_of else [path.parent.name for path in model.checkpoints],
-        "device": network.device,
-        "precision": network.precision,
-        "mirror axes": None if axes is None else list(axes),
-        "model": files,
-    }
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+        settings |= network_settings(run.network, run.fold_of)
+    require_same(run.out, settings)
 
 
 def _key(result: Result) -> tuple[str, str]:
