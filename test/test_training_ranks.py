@@ -137,8 +137,17 @@ def log_text(job: train.Job) -> str:
 
 def test_nnunets_own_command_trains_and_validates(job: train.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     from nnunetv2.run.run_training import run_training
+    from nnunetv2.utilities import find_objects
 
-    monkeypatch.setenv("nnUNet_extTrainer", str(Path(train.__file__).parent / "nnunet_ext"))
+    door = str(Path(train.__file__).parent / "nnunet_ext")
+    monkeypatch.setenv("nnUNet_extTrainer", door)
+    search = find_objects.recursive_find_python_class
+    # It looks among its own trainers first, one of which imports torchvision, whose build may not be torch's.
+    monkeypatch.setattr(
+        find_objects,
+        "recursive_find_python_class",
+        lambda folder, *args, **kwargs: search(folder, *args, **kwargs) if folder == door else None,
+    )
     device = torch.device("cpu")
     run_training(DATASET, preprocess.CONFIGURATION, 0, train.TRAINER, preprocess.PLANS, device=device)
     assert read_checkpoint(job.fold_folder / train.FINAL)["trainer_name"] == train.TRAINER

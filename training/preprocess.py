@@ -28,6 +28,8 @@ STARTER_SPLITS = Path(__file__).with_name("splits_sts.json")
 """The starter's five folds over the 36 sarcoma patients."""
 RAW_KEY = "raw_key.json"
 """Tells which raw files the fingerprint was made from."""
+LOADERS = "nnUNet_n_proc_DA"
+"""nnU-Net's variable for the number of a training's loader processes."""
 N_SPLITS, SPLIT_SEED = 5, 12345
 """nnU-Net's own."""
 logger = logging.getLogger(__name__)
@@ -175,10 +177,16 @@ def _extract_fingerprint(number: int, raw: Path, folder: Path, cases: dict[str, 
 def _plan(number: int, folder: Path, wish: Architecture) -> dict[str, Any]:
     from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners
 
-    # Without nnU-Net's transposition a plan reads in (z, y, x), like everything else here.
-    residual_encoder_unet_planners.ResEncUNetPlanner(
-        number, plans_name=PLANS, overwrite_target_spacing=wish.spacing_mm, suppress_transpose=True
-    ).plan_experiment()
+    # The planner takes the number of loader processes, which may be 0, for a number of threads.
+    n_loaders = os.environ.pop(LOADERS, None)
+    try:
+        # Without nnU-Net's transposition a plan reads in (z, y, x), like everything else here.
+        residual_encoder_unet_planners.ResEncUNetPlanner(
+            number, plans_name=PLANS, overwrite_target_spacing=wish.spacing_mm, suppress_transpose=True
+        ).plan_experiment()
+    finally:
+        if n_loaders is not None:
+            os.environ[LOADERS] = n_loaders
     plans_file = folder / f"{PLANS}.json"
     plans: dict[str, Any] = json.loads(plans_file.read_text("utf-8"))
     plans["configurations"] = {CONFIGURATION: adapt_plan(plans["configurations"][CONFIGURATION], wish)}

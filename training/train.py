@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from petclick.errors import InputError
 from petclick.files import read_json
 from petclick.program import run
-from training.preprocess import CONFIGURATION, PLANS, nnunet_folder
+from training.preprocess import CONFIGURATION, LOADERS, PLANS, nnunet_folder
 from training.settings import VARIABLE, load_settings
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def train(job: Job, ranks: int = 1, validation: bool = True) -> Path:
         raise InputError("--ranks", f"must be from 1 to {batch_size}, the plan's batch size", ranks)
     # Loader processes that pass tensors through /dev/shm do not pay on a CPU that is busy training.
     if job.device == "cpu":
-        os.environ.setdefault("nnUNet_n_proc_DA", "0")
+        os.environ.setdefault(LOADERS, "0")
     final = job.fold_folder / FINAL
     if final.is_file():
         logger.info("fold %d is trained already: %s", job.fold, final)
