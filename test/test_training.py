@@ -140,6 +140,16 @@ def test_exported_model_is_the_trained_one_in_half_precision(workshop: Path) -> 
     assert model.checkpoints[1].stat().st_size < 2 * one_copy + 60_000
 
 
+def test_export_tells_what_it_would_write(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = workshop / "other"
+    export.main([str(results(workshop)), str(target), "--dry-run"])
+    told = capsys.readouterr().out
+    for name in ("plans.json", "guidance.json", "settings.yaml", "fold_1/checkpoint_final.pth"):
+        assert f"would write {target / name} from {results(workshop) / name}" in told
+    assert not target.exists()
+    assert not [path for path in (workshop / "model").rglob("*") if path.name.endswith(".part")]
+
+
 def test_training_goes_on_where_it_was_killed(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,6 +180,11 @@ def test_validation_scores_each_case_by_its_own_fold(
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(variable, str(workshop / variable))
     scores = workshop / "scores" / "metrics.csv"
+    validate.main([DATASET, str(workshop / "model"), str(scores.parent), "--dry-run"])
+    told = capsys.readouterr().out
+    assert "on 4 cases of Dataset777_Tiny" in told
+    assert "fold 1: STS_003, STS_004" in told
+    assert not scores.parent.exists()
     arguments = [DATASET, str(workshop / "model"), str(scores.parent), "--steps", "0,2"]
     validate.main([*arguments, "--folds", "0"])
     first = scores.read_text()
@@ -209,6 +224,25 @@ def test_source_without_patients_is_refused(tmp_path: Path) -> None:
         convert.find_patients(tmp_path)
 
 
+def test_splits_are_checked_and_completed(tmp_path: Path) -> None:
+    file = tmp_path / "splits.json"
+
+    def splits_for(*splits: tuple[list[str], list[str]]) -> list[dict[str, list[str]]]:
+        file.write_text(json.dumps([{"train": train, "val": val} for train, val in splits]))
+        return preprocess.splits_for(["a", "b", "c", "x"], file)
+
+    assert splits_for((["a"], ["b"]), (["b", "c"], ["a"])) == [
+        {"train": ["a", "x"], "val": ["b"]},
+        {"train": ["b", "c", "x"], "val": ["a"]},
+    ]
+    with pytest.raises(InputError, match="must name cases of the data set, got y"):
+        splits_for((["a"], ["y"]))
+    with pytest.raises(InputError, match="one fold's 'val' at most, got b"):
+        splits_for((["a"], ["b"]), (["c"], ["b"]))
+    with pytest.raises(InputError, match="fold 1 must not train on what it holds out, got c"):
+        splits_for((["a"], ["b"]), (["a", "c"], ["c"]))
+
+
 def test_starter_splits_hold_each_patient_once() -> None:
     splits = json.loads(preprocess.STARTER_SPLITS.read_text())
     everyone = sorted(case for split in splits for case in split["val"])
@@ -244,6 +278,25 @@ def test_settings_survive_a_round_trip(tmp_path: Path) -> None:
         ("epochs: many", "epochs must be of type int, got 'many'"),
         ("epochs: true", "epochs must be of type int, got True"),
         ("epochs: [", "must be a YAML file"),
+        ("epochs: 0", "epochs must be a whole number above 0, got 0"),
+        ("initial_lr: 0", "initial_lr must be a number above 0, up to 1, got 0.0"),
+        ("initial_lr: .nan", "initial_lr must be a number above 0, up to 1, got nan"),
+        ("foreground_share: 1.5", "foreground_share must be a number from 0 to 1, got 1.5"),
+        ("seed: -1", "seed must be a whole number from 0 to 2147483647, got -1"),
+        ("optimizer: adam", "optimizer must be 'sgd' or 'adamw', got 'adam'"),
+        ("pretrained: 3", "pretrained must be the path of a checkpoint, or null, got 3"),
+        ("validation_clicks: [3, 1]", r"validation_clicks must be ascending .* 0 to 10, got \(3, 1\)"),
+        ("validation_clicks: [0, 11]", r"validation_clicks must be ascending .* 0 to 10, got \(0, 11\)"),
+        ("organs: {weight: -1}", "weight must be a number from 0 to 100, got -1.0"),
+        ("organs: {count: 0}", "count must be a whole number from 1 to 126, got 0"),
+        ("misalignment: {shift_vox: [0, 2]}", r"shift_vox must be three whole .* got \(0, 2\)"),
+        ("misalignment: {rotation_share: 2}", "rotation_share must be a number from 0 to 1, got 2.0"),
+        ("misalignment: {rotation_deg: -5}", "rotation_deg must be a number from 0 to 90, got -5.0"),
+        ("architecture: {patch_size: [8, 8]}", r"patch_size must be three whole .* got \(8, 8\)"),
+        ("architecture: {spacing_mm: [3, 2, 0]}", "spacing_mm must be three numbers above 0"),
+        ("architecture: {batch_size: two}", "batch_size must be a whole number above 0, or null, got 'two'"),
+        ("architecture: {features_per_stage: [8, 16]}", "features_per_stage must be of three stages or more"),
+        ("architecture: {blocks_per_stage: [1, 0]}", "blocks_per_stage must be whole numbers above 0"),
     ],
 )
 def test_bad_settings_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -251,6 +304,19 @@ def test_bad_settings_are_named(tmp_path: Path, text: str, message: str) -> None
     path.write_text(text)
     with pytest.raises(InputError, match=f"bad.yaml: .*{message}|bad.yaml: {message}"):
         settings.load_settings(path)
+
+
+def test_published_systems_settings_make_its_network() -> None:
+    published = settings.load_settings(settings.DEFAULT_FILE.with_name("autopet.yaml"))
+    planned = {"patch_size": [8, 8, 8], "architecture": {"arch_kwargs": {"n_blocks_per_stage": [1, 3]}}}
+    plan = preprocess.adapt_plan(planned, published.architecture)
+    network = plan["architecture"]["arch_kwargs"]
+    assert plan["patch_size"] == [192, 192, 192]
+    assert network["features_per_stage"] == [32, 64, 128, 256, 320, 320]
+    assert network["n_blocks_per_stage"] == [1, 3, 4, 6, 6, 6]
+    assert network["strides"] == [[1, 1, 1]] + [[2, 2, 2]] * 5
+    assert published.organs == settings.Organs(1.0, 10)
+    assert published.guidance == GuidanceSpec()
 
 
 def test_plan_that_cannot_be_halved_is_refused() -> None:
