@@ -26,7 +26,7 @@ Labels = npt.NDArray[np.unsignedinteger]
 
 NEIGHBOURS = ndimage.generate_binary_structure(3, 2)
 """Connectivity 18 as a structuring element."""
-CLOSE_GRID_MM = 5.0
+CLOSE_GRID_MM = 6.0
 """Closing looks at every n-th voxel of an axis, as long as these lie no farther apart."""
 GROWING = 0.41
 """Share of the local SUVmax down to which a lesion that the network missed is grown from its click."""
