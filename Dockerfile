@@ -4,15 +4,17 @@ FROM ${BASE_IMAGE} AS program
 
 RUN groupadd --gid 10001 petclick && useradd --uid 10001 --gid 10001 --no-create-home petclick
 
-# pip refuses to touch the base's environment, so a venv lies over it. The base's torch must stay: where it is not
-# the one that requirements.txt asks for, the constraint makes the build fail instead of bringing a second one.
-COPY --chmod=755 pyproject.toml requirements.txt LICENSE /opt/app/
-COPY --chmod=755 petclick/__init__.py /opt/app/petclick/
-RUN python -m venv --system-site-packages /opt/venv \
- && /opt/venv/bin/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
-    > /tmp/base.txt \
- && /opt/venv/bin/pip install --no-cache-dir --constraint /tmp/base.txt --editable '/opt/app[cuda12]' \
- && rm -r /tmp/base.txt /opt/app/*.egg-info
+# pip refuses to touch the base's environment, so a venv lies over it: with what requirements.lock lists and nothing
+# else, less the packages' own tests and sources. The base's torch must be the one that requirements.txt asks for.
+COPY --chmod=755 LICENSE requirements.lock requirements.txt /opt/app/
+RUN python -m venv --system-site-packages --without-pip /opt/venv \
+ && grep -qx "torch==$(python -c 'import importlib.metadata as m; print(m.version("torch").split("+")[0])')" \
+    /opt/app/requirements.txt \
+ && python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --require-hashes --no-compile \
+    --requirement /opt/app/requirements.lock \
+ && find /opt/venv -depth -type d \( -name tests -o -name test \) -exec rm -r {} + \
+ && find /opt/venv -type f -regex '.*\.\(a\|c\|cpp\|pxd\|pyx\)' -delete \
+ && /opt/venv/bin/python -m compileall -q /opt/venv
 
 # Copied once, with the modes that any user can read: a later chmod or chown would store the weights twice.
 COPY --chmod=755 resources /opt/app/resources
@@ -35,6 +37,16 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /tmp
 USER 10001:10001
 ENTRYPOINT ["python", "/opt/app/inference.py"]
+
+# What is in the image, as CycloneDX: `--target bill --output DIR` writes sbom.json there.
+FROM program AS inventory
+USER 0
+RUN python -m venv /opt/inventory \
+ && /opt/inventory/bin/pip install --no-cache-dir cyclonedx-bom==7.5.0 \
+ && /opt/inventory/bin/cyclonedx-py environment --output-format JSON --output-file /sbom.json /opt/venv/bin/python
+USER 10001:10001
+FROM scratch AS bill
+COPY --from=inventory /sbom.json /
 
 # The platform's two ways to call it, `--target`: a server for many jobs, told by its label, or one job a run.
 FROM program AS invoke

@@ -9,9 +9,4 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/common.sh"
 
 read_target "$@"
 engine=$(find_engine) || die "a container engine (docker or podman) that answers is needed"
-options=(--platform linux/amd64 --target "$api" --tag "$tag")
-[[ -z ${BASE_IMAGE:-} ]] || options+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
-# BuildKit attaches attestations, which the platform does not read, unless told not to; Podman has no such options.
-[[ $("$engine" build --help 2>&1) != *--provenance* ]] || options+=(--provenance=false --sbom=false)
-read -ra more <<<"${PETCLICK_BUILD_OPTIONS:-}"
-"$engine" build "${options[@]}" ${more[@]+"${more[@]}"} "$root"
+build_image "$api" --tag "$tag"

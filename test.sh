@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: ./test.sh
-# Passes the tests, then runs the demo case as the platform does, in the container where an engine answers and has or
-# gets the base image, else by the bare entry point, and compares what was written with test/expected.
+# Passes the tests, then runs the demo case as the platform does, by both APIs: in containers where an engine answers
+# and has or gets the base image (test/container.py), else by the bare entry point; compares with test/expected.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/common.sh"
@@ -10,22 +10,17 @@ setup_venv dev
 
 "$python" -m pytest --cov
 
-# The expected mask was made in fp32; half precision on other machines would move its outline a little.
-export PETCLICK_PRECISION=fp32
-output=$(mktemp -d)
-trap 'rm -rf -- "$output"' EXIT
 base=${BASE_IMAGE:-$(sed -n 's/^ARG BASE_IMAGE=//p' Dockerfile)}
 if engine=$(find_engine) && { "$engine" image inspect "$base" >/dev/null 2>&1 || "$engine" pull "$base"; }; then
-  ./build.sh petclick:test
-  printf 'Local validation in a container (%s)\n' "$("$engine" --version)"
-  user=$(id -u)
-  ((user)) || user=4711 # the platform's user is not root
-  chmod 777 "$output"
-  "$engine" run --rm --platform linux/amd64 --network none --read-only --tmpfs /tmp --shm-size 64m \
-    --cap-drop ALL --security-opt no-new-privileges --user "$user:$user" \
-    --env PETCLICK_PRECISION --volume "$root/test/input:/input:ro" --volume "$output:/output" petclick:test
+  printf 'Local validation in containers\n'
+  ./build.sh --api exec petclick:test
+  ./build.sh --api invoke petclick:test-invoke
+  "$python" test/container.py "$engine" petclick:test petclick:test-invoke "$base"
 else
   printf 'Local validation by the bare entry point: no container engine with the base image here\n'
-  "$python" inference.py --input test/input --output "$output"
+  output=$(mktemp -d)
+  trap 'rm -rf -- "$output"' EXIT
+  # The expected mask was made in fp32; half precision on other machines would move its outline a little.
+  PETCLICK_PRECISION=fp32 "$python" inference.py --input test/input --output "$output"
+  "$python" test/compare_masks.py test/expected "$output"
 fi
-"$python" test/compare_masks.py test/expected "$output"

@@ -1,4 +1,4 @@
-"""Run a benchmark by name, or all: `python -m benchmarks NAME [--json FILE]`.
+"""Run a benchmark by name, or all: `python -m benchmarks NAME [--json FILE] [--docs]`.
 
 Each module of this package whose name has no leading underscore is one; its `run()` returns {figure: value}.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import benchmarks
+from benchmarks import _docs
 
 
 def main() -> None:
@@ -30,20 +31,31 @@ def main() -> None:
     parser.add_argument(
         "--cases", help="folder of sarcoma patients (default: ../shared/data/ibsi_validation)"
     )
+    parser.add_argument(
+        "--docs", action="store_true", help="also write tables to docs/performance.md, as `all` does"
+    )
     options = parser.parse_args()
     for name in ("folds", "cases"):
         if value := getattr(options, name):
             os.environ[f"PETCLICK_BENCHMARK_{name.upper()}"] = value
+    machine, command = _machine(), " ".join(["python -m benchmarks", *sys.argv[1:]])
     results = {}
     for name in names if options.name == "all" else [options.name]:
         results[name] = importlib.import_module(f"benchmarks.{name}").run()
         for figure, value in results[name].items():
             print(f"{name}  {figure}: {value:.4g}", flush=True)
+        if options.docs or options.name == "all":
+            origin = f"{machine}; {datetime.now(timezone.utc):%Y-%m-%d}; `{command}`"
+            _docs.PAGE.write_text(
+                _docs.update(_docs.PAGE.read_text("utf-8"), name, results[name], origin), "utf-8"
+            )
+            if name == "scaling":
+                _docs.plot_scaling(results[name], _docs.PLOT)
     if options.json:
         record = {
-            "machine": _machine(),
+            "machine": machine,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+            "command": command,
             "results": results,
         }
         options.json.write_text(json.dumps(record, indent=2) + "\n", "utf-8")

@@ -48,7 +48,7 @@ def run() -> dict[str, float]:
         "spacing": spacing_mm,
         "shape_before_cropping": grid.shape_zyx,
         "shape_after_cropping_and_before_resampling": grid.shape_zyx,
-        "bbox_used_for_cropping": crop,
+        "bbox_used_for_cropping": [list(bounds) for bounds in crop],
     }
 
     def theirs() -> None:

@@ -27,12 +27,12 @@ def run() -> dict[str, float]:
     tiles = predictor.last_report
     body = np.argwhere(case.ct_hu > -500)
     seconds, again = [], []
-    for clicks in itertools.islice(more_and_more(clicks, 1, body), CLICKS):
-        seconds.append(timed(functools.partial(predictor.predict, clicks))[0])
+    for more in itertools.islice(more_and_more(clicks, 1, body), CLICKS):
+        seconds.append(timed(functools.partial(predictor.predict, more))[0])
         again.append(predictor.last_report.ran)
-    last = predictor.predict_margin(clicks)
+    last = predictor.predict_margin(more)
     predictor.set_case(case)
-    if not predictor.predict_margin(clicks).equal(last):
+    if not predictor.predict_margin(more).equal(last):
         raise RuntimeError("not the bits of a prediction from scratch")
     median = statistics.median(seconds)
     return {

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from benchmarks._cases import SARCOMA, benchmark_model
+from benchmarks._cases import SARCOMA, benchmark_model, whole_body
 from petclick.clicks import ClickSet
 from petclick.device import choose_precision
 from petclick.evaluation.protocol import challenge_clicks, first_clicks
@@ -94,6 +94,11 @@ class CaseMargins:
                 for network in networks
             ]
 
+    @property
+    def rungs(self) -> list[Rung]:
+        """Those that differ: without a tile to spare, a larger step is none."""
+        return [rung for rung in RUNGS if rung.step == 0.5 or len(self._first) < len(self._corners)]
+
     def mask(self, folds: list[int], rung: Rung) -> Mask:
         """The rung's mask, made of these folds."""
         sums = Accumulator(tile_box((0, 0, 0), self._shape), self._model.plan.patch_size, CPU)
@@ -119,21 +124,26 @@ def run() -> dict[str, float]:
     for unseen, case, truth in tqdm(list(_patients(source))):
         clicks = first_clicks(challenge_clicks(truth, case.pet_suv), CLICKS)
         margins = CaseMargins(model, networks, case, clicks)
-        n = len(networks)
-        whole = margins.mask(list(range(n)), Rung(n, 8))
-        for rung in RUNGS:
-            choices = [
-                [(first + i) % n for i in range(rung.folds)] for first in range(n if rung.folds < n else 1)
-            ]
-            to_whole = [dice(margins.mask(folds, rung), whole) for folds in choices]
-            figures[f"{rung}: Dice to the whole ensemble"].append(float(np.mean(to_whole)))
-            if rung.folds == 1:
-                figures[f"{rung}: Dice to the truth"].append(dice(margins.mask([unseen], rung), truth))
+        _compare(margins, len(networks), "", figures)
+        for rung in (rung for rung in margins.rungs if rung.folds == 1):
+            figures[f"{rung}: Dice to the truth"].append(dice(margins.mask([unseen], rung), truth))
+    # The patients' crops are so small that no tile can be left out; a body's are not.
+    _compare(CaseMargins(model, networks, *whole_body(model)), len(networks), "whole body, ", figures)
     return {
         name: value
         for figure, values in figures.items()
         for name, value in ((figure, float(np.mean(values))), (f"{figure}, worst", float(np.min(values))))
     }
+
+
+def _compare(margins: CaseMargins, n_folds: int, what: str, figures: dict[str, list[float]]) -> None:
+    """Add each rung's Dice to the whole ensemble, the mean over which folds are taken."""
+    whole = margins.mask(list(range(n_folds)), Rung(n_folds, 8))
+    for rung in margins.rungs:
+        firsts = range(n_folds if rung.folds < n_folds else 1)
+        choices = [[(first + i) % n_folds for i in range(rung.folds)] for first in firsts]
+        mean = float(np.mean([dice(margins.mask(folds, rung), whole) for folds in choices]))
+        figures[f"{what}{rung}: Dice to the whole ensemble"].append(mean)
 
 
 def _patients(source: Path) -> Iterator[tuple[int, Case, Mask]]:

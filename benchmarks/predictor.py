@@ -1,13 +1,18 @@
 """Sliding-window prediction against nnU-Net's own predictor: same weights, folds, mirrors, step and input.
 
-Ours takes the CPU's precision, leaves out air, and starts from an empty store; nnU-Net's computes in fp32, as
-it does on CPUs.
+Ours takes the CPU's precision, leaves out air, and starts from an empty store. nnU-Net's computes in fp32, as
+it does on CPUs, and in a process of its own, where nothing of ours is set up.
 """
 
 import statistics
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from benchmarks._cases import (
@@ -54,8 +59,7 @@ def _cases(model: Model) -> Iterator[tuple[str, Case, ClickSet]]:
 def _compare(model: Model, case: Case, clicks: ClickSet, repeats: int) -> dict[str, float]:
     prepared = prepare(case, model.plan, model.spec.orientation)
     channels = encode(map_clicks(clicks, prepared), prepared.shape, model.spec)
-    stacked = torch.from_numpy(np.concatenate((prepared.image, channels)))
-    theirs = nnunet_predictor(model)
+    stacked = np.concatenate((prepared.image, channels))
     ours = Predictor(model, Settings("cpu", keep_gib=0))
     ours.warm_up()
     peak = peak_flop_per_s(ours.precision)
@@ -63,7 +67,7 @@ def _compare(model: Model, case: Case, clicks: ClickSet, repeats: int) -> dict[s
     for _ in range(repeats):
         ours.set_case(case)
         our_seconds, margin = timed(lambda: ours.predict_margin(clicks))
-        their_seconds, logits = timed(lambda: theirs.predict_logits_from_preprocessed_data(stacked))
+        their_seconds, logits = _nnunet(stacked)
         seconds.append((our_seconds, their_seconds))
     report = ours.last_report
     masks = margin > 0, logits.argmax(0) == 1
@@ -80,3 +84,27 @@ def _compare(model: Model, case: Case, clicks: ClickSet, repeats: int) -> dict[s
         "share of peak": passes * pass_flop(model) / our_median / peak,
         "peak, TFLOP/s": peak / 1e12,
     }
+
+
+def _nnunet(stacked: npt.NDArray[np.float32]) -> tuple[float, torch.Tensor]:
+    """Seconds that nnU-Net's predictor takes in a new process, once it is loaded; its logits."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "input.npy", stacked)
+        command = [sys.executable, "-m", "benchmarks.predictor", folder]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return float(output), torch.from_numpy(np.load(Path(folder) / "logits.npy"))
+
+
+def _run_nnunet(folder: Path) -> float:
+    model = benchmark_model()
+    predictor = nnunet_predictor(model)
+    with torch.inference_mode():  # the first pass of a process is slow, as ours
+        predictor.network(torch.zeros(1, 4, *model.plan.patch_size))
+    stacked = torch.from_numpy(np.load(folder / "input.npy"))
+    seconds, logits = timed(lambda: predictor.predict_logits_from_preprocessed_data(stacked))
+    np.save(folder / "logits.npy", logits.float().numpy())
+    return seconds
+
+
+if __name__ == "__main__":
+    print(_run_nnunet(Path(sys.argv[1])))

@@ -9,6 +9,7 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from petclick.errors import InputError
 
@@ -24,6 +25,22 @@ _repr.maxother = _repr.maxstring = _repr.maxlong = MAX_VALUE_CHARS
 
 class DamagedError(Exception):
     """Says what is wrong inside a file; its reader adds the file's name."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """Where a file's voxels are, and how they can be checked.
+
+    start: their first byte; packed: '' as they are, 'zlib' or 'gzip' from there on, or 'all' where the whole
+    file is a gzip, and `start` counts unpacked bytes; bits: of a voxel, where ITK does not tell; adler32:
+    checksum of a zlib's unpacked voxels; big_endian: how those are stored.
+    """
+
+    start: int
+    packed: Literal["", "zlib", "gzip", "all"] = ""
+    bits: int | None = None
+    adler32: int = 0
+    big_endian: bool = False
 
 
 @dataclass(frozen=True)

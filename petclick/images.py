@@ -18,9 +18,9 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from petclick.errors import InputError, raise_if_out_of_memory
-from petclick.files import DamagedError, require_file
+from petclick.files import Body, DamagedError, require_file
 from petclick.grid import Grid
-from petclick.headers import Body, check_body, check_header, check_promise, check_voxels
+from petclick.headers import check_body, check_geometry, check_header, check_length, check_voxels
 from petclick.orientation import ScalarT, turned_view
 
 logger = logging.getLogger(__name__)
@@ -114,13 +114,13 @@ def _extent(grid: Grid) -> str:
     return ", ".join(f"{axis} {low:.1f} to {high:.1f} mm" for axis, low, high in ranges)
 
 
-def read_image(path: Path, any_format: bool = False) -> tuple[FloatVolume, Grid]:
+def read_image(path: Path, trusted: bool = False) -> tuple[FloatVolume, Grid]:
     """Read a scalar 3-D image.
 
     Args:
         path: the file.
-        any_format: also read a file of another extension, as whatever ITK takes it for: for files that the
-            user made.
+        trusted: the user made it, such as a truth that is mostly empty: it may have any extension, to be
+            read as whatever ITK takes it for, and shrink to any length.
 
     Returns:
         float32 array (z, y, x), all finite, and its grid.
@@ -133,7 +133,7 @@ def read_image(path: Path, any_format: bool = False) -> tuple[FloatVolume, Grid]
     require_file(path)
     name = path.name.lower()
     kind = next((reader for extension, reader in IMAGE_READERS.items() if name.endswith(extension)), None)
-    if kind is None and not any_format:
+    if kind is None and not trusted:
         raise InputError(path, f"must have an image's extension ({', '.join(IMAGE_READERS)})")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -142,7 +142,7 @@ def read_image(path: Path, any_format: bool = False) -> tuple[FloatVolume, Grid]
         body = None if kind is None else check_header(path, kind)
         with _quiet():
             reader.ReadImageInformation()
-            grid, bits = _check_information(path, kind, reader, body)
+            grid, bits = _check_information(path, kind, reader, body, trusted)
             if body is not None:
                 check_body(path, body, math.prod(grid.size_xyz) * bits // 8)
             image = reader.Execute()
@@ -160,7 +160,9 @@ def read_image(path: Path, any_format: bool = False) -> tuple[FloatVolume, Grid]
     return array, _grid_of(image)
 
 
-def _check_information(path: Path, kind: str | None, reader: Any, body: Body | None) -> tuple[Grid, int]:
+def _check_information(
+    path: Path, kind: str | None, reader: Any, body: Body | None, trusted: bool
+) -> tuple[Grid, int]:
     """Check what ITK makes of a header: one number per voxel, 3-D, and not too much; its grid, and bits."""
     pixel = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
     if reader.GetNumberOfComponents() != 1 or "complex" in pixel:
@@ -172,7 +174,9 @@ def _check_information(path: Path, kind: str | None, reader: Any, body: Body | N
     # of a NIfTI with a scale, ITK tells the type after scaling
     bits = body.bits if body and body.bits else int(pixel.split("-bit")[0])
     grid = _grid_of(reader)
-    check_promise(path, grid, bits)
+    check_geometry(path, grid)
+    if not trusted:
+        check_length(path, grid, bits)
     return grid, bits
 
 

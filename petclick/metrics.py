@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import cKDTree
-from scipy.stats import rankdata
 
 from petclick.errors import InputError
 
@@ -205,6 +204,8 @@ def weighted_ranks(models: Mapping[str, Mapping[str, float]], protocol: Protocol
         models: name -> `mean_over_cases` of its cases; the figures of `RANK_WEIGHTS[protocol]` must be there.
         protocol: whose weights hold.
     """
+    from scipy.stats import rankdata  # slow to import, and inference, which has no use for it, comes by here
+
     total = np.zeros(len(models))
     for name, weight in RANK_WEIGHTS[protocol].items():
         values = np.array([figures[name] for figures in models.values()])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from petclick.device import choose_precision, free_bytes, memory_layout
+from petclick.fuse import fuse_pools
 from petclick.model import Plan
 from petclick.tiles import Passes
 
@@ -37,6 +38,8 @@ def place(passes: Passes, plan: Plan, device: torch.device) -> Passes:
         network.to(device, memory_format=memory_layout(device))  # type: ignore[call-overload]
         for network in passes.networks
     ]
+    for network in networks:
+        fuse_pools(network)
     n_workers, n_threads = 1, 1
     if device.type == "cuda":
         batch = int(CUDA_SHARE * free_bytes(device)) // pass_bytes(plan, passes.precision)

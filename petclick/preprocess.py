@@ -38,6 +38,8 @@ BACKGROUND_MARGIN = -1.0
 """The lesion's margin where nothing is predicted."""
 MAX_NETWORK_VOXELS = 400_000_000
 """Of a case once it is resampled; a whole body at 2 mm has 50 to 100 million."""
+MAX_RATIO, RATIO_FREE_VOXELS = 32, 2_000_000
+"""Voxels of the resampled case per voxel of a larger one: PET of 6 mm on a grid of 2 mm makes 27 of one."""
 CROP_SLACK_VOX = 1.0
 """Clicks may lie this far outside the cropped image, in voxels of the network's grid, by rounding."""
 
@@ -174,8 +176,9 @@ def restore(margin: torch.Tensor, prepared: Prepared, plan: Plan) -> npt.NDArray
 
 def _require_moderate(case: Case, grid: str, size: Sequence[int]) -> None:
     """Few voxels that lie far apart, or long ones that lie across, are many on another grid."""
-    if math.prod(map(int, size)) > MAX_NETWORK_VOXELS:
-        rule = f"the case must have at most {MAX_NETWORK_VOXELS} voxels {grid}"
+    most = min(MAX_NETWORK_VOXELS, max(RATIO_FREE_VOXELS, MAX_RATIO * case.pet_suv.size))
+    if math.prod(map(int, size)) > most:
+        rule = f"the case must have at most {most} voxels {grid}"
         raise InputError(case.name, rule, " x ".join(map(str, size)))
 
 

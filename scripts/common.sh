@@ -88,3 +88,13 @@ find_engine() {
   done
   return 1
 }
+
+# build_image TARGET OPTION…: builds a stage of the Dockerfile, for the platform, with the engine $engine.
+build_image() {
+  local options=(--platform linux/amd64 --target "$1" "${@:2}") more
+  [[ -z ${BASE_IMAGE:-} ]] || options+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
+  # BuildKit attaches attestations, which the platform does not read, unless told not to; Podman has no such options.
+  [[ $("$engine" build --help 2>&1) != *--provenance* ]] || options+=(--provenance=false --sbom=false)
+  read -ra more <<<"${PETCLICK_BUILD_OPTIONS:-}"
+  "$engine" build "${options[@]}" ${more[@]+"${more[@]}"} "$root"
+}

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import SimpleITK as sitk
+from sandbox import Sandbox
 from scipy import ndimage
 
 from petclick.clicks import ClickSet, click_set, save_clicks
@@ -236,6 +237,26 @@ def write_case() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    """Runs the program in processes that may die."""
+    sandbox = Sandbox()
+    yield sandbox
+    sandbox.close()
+
+
+@pytest.fixture
+def click_network(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The network of every fold, in place of the model's: a `networks.ClickNetwork`."""
+    from networks import ClickNetwork
+
+    from petclick import predictor
+
+    network = ClickNetwork()
+    monkeypatch.setattr(predictor, "load_network", lambda *_: network)
+    return network
 
 
 @pytest.fixture

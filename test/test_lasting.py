@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from test_predictor import CPU, ClickNetwork
+from networks import CPU, ClickNetwork
 
 from petclick import predictor
 from petclick.clicks import ClickSet, click_set

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from test_predictor import CPU, dice
+from networks import CPU, dice
 from torch import nn
 
 from petclick import predictor

@@ -26,6 +26,7 @@ FEW = (
     + """
 epochs: 4
 steps_per_epoch: 3
+batch_dice: true
 validation_steps_per_epoch: 1
 simulation: {error_share: 0.5}
 validation_clicks: [0, 2]
@@ -132,6 +133,18 @@ def test_killed_training_loses_at_most_the_epoch(job: train.Job, tmp_path: Path)
 
 def log_text(job: train.Job) -> str:
     return "".join(path.read_text() for path in sorted(job.fold_folder.glob("training_log_*.txt")))
+
+
+def test_nnunets_own_command_trains_and_validates(job: train.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnunetv2.run.run_training import run_training
+
+    monkeypatch.setenv("nnUNet_extTrainer", str(Path(train.__file__).parent / "nnunet_ext"))
+    device = torch.device("cpu")
+    run_training(DATASET, preprocess.CONFIGURATION, 0, train.TRAINER, preprocess.PLANS, device=device)
+    assert read_checkpoint(job.fold_folder / train.FINAL)["trainer_name"] == train.TRAINER
+    assert len(read_results(job.fold_folder / "validation" / "metrics.csv")) == 2
+    assert "| network | 2 | 1 |" in log_text(job)
+    assert (job.results / "guidance.json").is_file()
 
 
 def test_dry_run_and_bad_requests(

@@ -78,7 +78,7 @@ def points(n: int) -> st.SearchStrategy[list[tuple[int, int, int]]]:
     return st.lists(st.tuples(*(st.integers(0, n - 1) for n in (13, 50, 54))), max_size=n)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(
     data=st.data(),
     room=st.sampled_from([0, 5, 17, 10_000]),
@@ -98,7 +98,7 @@ def test_any_sequence_of_clicks_gives_the_bits_of_a_prediction_from_scratch(
     folder = tmp_path_factory.getbasetemp() if spilled else None
     store = KeptTiles(room * 4 * np.prod(PLAN.patch_size) / 2**30, folder)
     window, tumor, background = lay(body, skip_air), [], []
-    for _ in range(data.draw(st.integers(1, 5))):
+    for _ in range(data.draw(st.integers(1, 4))):
         step = data.draw(st.sampled_from(["more", "undo", "move", "clear"]))
         if step == "more":
             tumor, background = tumor + data.draw(points(2)), background + data.draw(points(2))

@@ -131,7 +131,7 @@ def organ_labels(total: Path, glands: Path | None, grid: Grid) -> Mask:
         table = np.zeros(256, np.uint8)
         for label, organ in enumerate(ORGANS, start=1):
             table[list(getattr(organ, task))] = label
-        array, mask_grid = read_image(path)
+        array, mask_grid = read_image(path, trusted=True)
         _require_grid(path, mask_grid, grid)
         classes = array.astype(np.uint8)
         if (classes != array).any():
@@ -184,7 +184,7 @@ def _require_grid(path: Path, grid: Grid, pet: Grid) -> None:
 
 def _turn(source: Path, target: Grid, outside: float, path: Path) -> None:
     """Write an image anew as it lies in another orientation."""
-    array, grid = read_image(source)
+    array, grid = read_image(source, trusted=True)
     write_image(to_grid(array, grid, target, outside), target, path)
 
 

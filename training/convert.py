@@ -56,7 +56,7 @@ def read_patient(patient: Path) -> tuple[Case, Mask]:
     """
     case = read_case(patient / "CT_image.nii.gz", patient / "PET_image.nii.gz")
     mask_file = patient / "PET_mask.nii.gz"
-    mask, mask_grid = read_image(mask_file)
+    mask, mask_grid = read_image(mask_file, trusted=True)
     if not mask_grid.matches(case.grid):
         raise InputError(mask_file, f"must lie on PET's grid {case.grid}", mask_grid)
     return Case(case.ct_hu, case.pet_suv, case.grid, patient.name), (mask > 0.5).astype(np.uint8)

@@ -67,7 +67,7 @@ def measure(cases: Path, evaluation: Path, method: str, step: int) -> dict[str, 
         mask, mask_grid = read_mask(mask_file)
         require_same_grid(mask_file, mask_grid, grid, "the case")
         organ_file = found.folder / "organs" / f"{case.case.name}.mha"
-        organs, organ_grid = read_image(organ_file)
+        organs, organ_grid = read_image(organ_file, trusted=True)
         require_same_grid(organ_file, organ_grid, grid, "the case")
         if not np.isin(organs, range(len(ORGAN_LABEL) + 1)).all():
             raise InputError(organ_file, f"must hold labels 0 to {len(ORGAN_LABEL)}")

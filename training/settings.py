@@ -124,9 +124,11 @@ class TrainingSettings:
 
     guidance: the model's contract, saved beside the weights; simulation: how clicks are drawn;
     optimizer: 'sgd', nnU-Net's with momentum, or 'adamw', for trainings too short for that; initial_lr: with
-    polynomial decay; dice_smooth: added to Dice's numerator and denominator; foreground_share: share of each
-    batch whose patch is centred on a lesion; pretrained: a checkpoint to start from; validation_clicks:
-    numbers of clicks of each kind at which the finished fold is validated.
+    polynomial decay; dice_smooth: added to Dice's numerator and denominator; batch_dice: the lesions' Dice is
+    that of the whole batch, so that false positives in a patch without lesions count; foreground_share: share
+    of each batch whose patch is centred on a lesion; pretrained: a checkpoint to start from;
+    validation_clicks: numbers of clicks of each kind at which the finished fold is validated; seed: of
+    weights and clicks, and of samples where the loader runs in the training's own process, as on CPUs.
     """
 
     guidance: GuidanceSpec = field(default_factory=GuidanceSpec)
@@ -141,6 +143,7 @@ class TrainingSettings:
     initial_lr: float = 1e-3
     weight_decay: float = 3e-5
     dice_smooth: float = 0.0
+    batch_dice: bool = False
     foreground_share: float = 0.33
     seed: int = 0
     pretrained: str | None = None

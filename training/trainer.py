@@ -117,7 +117,8 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def initialize(self) -> None:
-        """As nnU-Net; also for ranks on CPUs, for which its own wrapping asks for GPUs."""
+        """As nnU-Net, from seeded weights; also for ranks on CPUs, where its own wrapping asks for GPUs."""
+        torch.manual_seed(self.settings.seed)
         ranks_on_cpu = self.is_ddp and self.device.type == "cpu"
         self.is_ddp = self.is_ddp and not ranks_on_cpu
         super().initialize()
@@ -145,6 +146,7 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         loss = super()._build_loss()
         lesion = loss.loss if self.enable_deep_supervision else loss
         lesion.dc.smooth = self.settings.dice_smooth
+        lesion.dc.batch_dice |= self.settings.batch_dice
         organs = organ_loss(self.configuration_manager.batch_dice, self.settings.dice_smooth, self.is_ddp)
         both = LesionAndOrganLoss(lesion, organs, self.settings.organs.weight)
         if not self.enable_deep_supervision:
@@ -190,6 +192,8 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
 
     def on_train_start(self) -> None:
         """As nnU-Net; loads pretrained weights; the model folder also gets guidance.json and settings."""
+        # A loader in this process draws from here; a resumed run does not repeat the first epochs' samples.
+        np.random.seed([*self.seeds, self.current_epoch])  # noqa: NPY002
         super().on_train_start()
         if self.settings.pretrained is not None and self.current_epoch == 0:
             for line in load_pretrained(plain_network(self.network), Path(self.settings.pretrained)):

@@ -120,7 +120,7 @@ def read_mask(path: Path) -> tuple[Mask, Grid]:
     Raises:
         InputError: the image is refused (`read_image`), or holds other values.
     """
-    array, grid = read_image(path, any_format=True)
+    array, grid = read_image(path, trusted=True)
     mask = array == 1
     others = np.unique(array[~mask & (array != 0)])
     if len(others):
