@@ -176,9 +176,16 @@ def _plan(number: int, folder: Path, wish: Architecture) -> dict[str, Any]:
     from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners
 
     # Without nnU-Net's transposition a plan reads in (z, y, x), like everything else here.
-    residual_encoder_unet_planners.ResEncUNetPlanner(
+    planner = residual_encoder_unet_planners.ResEncUNetPlanner(
         number, plans_name=PLANS, overwrite_target_spacing=wish.spacing_mm, suppress_transpose=True
-    ).plan_experiment()
+    )
+    # It computes with as many threads as training has loader processes, which may be none.
+    loaders = os.environ.pop("nnUNet_n_proc_DA", None)
+    try:
+        planner.plan_experiment()
+    finally:
+        if loaders is not None:
+            os.environ["nnUNet_n_proc_DA"] = loaders  # noqa: SIM112  # nnU-Net's name
     plans_file = folder / f"{PLANS}.json"
     plans: dict[str, Any] = json.loads(plans_file.read_text("utf-8"))
     plans["configurations"] = {CONFIGURATION: adapt_plan(plans["configurations"][CONFIGURATION], wish)}
