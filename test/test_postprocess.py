@@ -26,6 +26,7 @@ from petclick.postprocess import (
 
 SHAPE = (9, 14, 20)
 GRID = Grid((20, 14, 9), (2.0, 2.5, 4.0), (5.0, -3.0, 11.0), (-1, 0, 0, 0, 1, 0, 0, 0, 1))
+COARSE = Grid((20, 14, 9), (5.0, 6.0, 8.0), (5.0, -3.0, 11.0), (-1, 0, 0, 0, 1, 0, 0, 0, 1))
 EVERYTHING = PostprocessSpec(0.3, 4.0, 10.0, 8.0, 1.0, True, True, True, 20.0, 0.1, 0.2)
 
 
@@ -121,22 +122,33 @@ def hollow() -> np.ndarray:
 
 def test_large_components_are_closed_as_by_a_ball() -> None:
     mask = hollow()
-    spacing = np.array(GRID.spacing_zyx_mm)
-    radius_mm = 7.0
+    spacing = np.array(COARSE.spacing_zyx_mm)
+    radius_mm = 14.0
     reach = np.ceil(radius_mm / spacing).astype(int)
     offsets = np.ogrid[tuple(slice(-n, n + 1) for n in reach)]
     ball = sum((o * mm) ** 2 for o, mm in zip(offsets, spacing, strict=True)) <= radius_mm**2
     large = mask.copy()
     large[:, :, 15:] = False
-    assert large.sum() * GRID.voxel_ml >= CLOSE_LEAST_ML
+    assert large.sum() * COARSE.voxel_ml >= CLOSE_LEAST_ML
     padded = np.pad(large, 8)
     expected = ndimage.binary_closing(padded, ball)[8:-8, 8:-8, 8:-8] | mask
-    closed = close_large(mask, click_set([], []), GRID, radius_mm)
+    closed = close_large(mask, click_set([], []), COARSE, radius_mm)
     np.testing.assert_array_equal(closed, expected)
     assert closed.sum() > mask.sum()
     assert not closed[:, :, 13:17].any()
     small = mask & ~large
-    np.testing.assert_array_equal(close_large(small, click_set([], []), GRID, radius_mm), small)
+    np.testing.assert_array_equal(close_large(small, click_set([], []), COARSE, radius_mm), small)
+
+
+def test_on_a_finer_grid_cores_are_closed_too() -> None:
+    mask = hollow()
+    closed = close_large(mask, click_set([], []), GRID, 7.0)
+    # The core is filled but for its mouth, where a voxel of the coarse grid ends.
+    assert closed[:, :, :10].sum() == 7 * 10 * 9
+    assert mask[:, :, :10].sum() < 7 * 10 * 9
+    assert not closed[:, :, 13:17].any()
+    assert not closed[0].any()
+    np.testing.assert_array_equal(closed[:, :, 15:], mask[:, :, 15:])
 
 
 def test_nothing_is_filled_around_a_background_click_alone() -> None:
