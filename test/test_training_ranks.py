@@ -136,12 +136,6 @@ def log_text(job: train.Job) -> str:
 
 
 def test_nnunets_own_command_trains_and_validates(job: train.Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        pytest.skip(
-            f"nnU-Net's search for a trainer imports torchvision, which does not fit this torch: {error}"
-        )
     from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities import find_objects
 
