@@ -69,8 +69,15 @@ class Sandbox:
 
     def __init__(self) -> None:
         command = [sys.executable, str(Path(__file__).resolve())]
+        # Without the scripts' settings of malloc: memory kept in reserve would not count against a limit.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
         self._server = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", cwd=ROOT
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            cwd=ROOT,
+            env=environment,
         )
 
     def run(self, *arguments: object, **options: object) -> Answer:
@@ -141,6 +148,8 @@ def _answers(order: Order, runs: list[list[str]]) -> list[Answer]:
 
 
 def _child(order: Order, runs: list[list[str]], stderr: IO[bytes], results: IO[str]) -> NoReturn:
+    from petclick.program import TerminatedError
+
     try:
         os.dup2(stderr.fileno(), 1)
         os.dup2(stderr.fileno(), 2)
@@ -151,6 +160,9 @@ def _child(order: Order, runs: list[list[str]], stderr: IO[bytes], results: IO[s
             answer = _run(arguments, stderr)
             results.write(json.dumps(asdict(answer)) + "\n")
             results.flush()
+    except TerminatedError:  # came when the program had ended, which is no longer there to answer
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
     finally:
         os._exit(0 if sys.exc_info()[0] is None else 99)
 
