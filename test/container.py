@@ -30,8 +30,9 @@ try:
     answer = urllib.request.urlopen(request)
 except urllib.error.HTTPError as error:
     answer = error
-except urllib.error.URLError:
-    sys.exit("0")
+except urllib.error.URLError:  # it does not listen yet
+    print(0)
+    sys.exit()
 print(answer.status, answer.read().decode())
 """
 PROBE = """
