@@ -92,7 +92,8 @@ def _nnunet(stacked: npt.NDArray[np.float32]) -> tuple[float, torch.Tensor]:
         np.save(Path(folder) / "input.npy", stacked)
         command = [sys.executable, "-m", "benchmarks.predictor", folder]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        return float(output), torch.from_numpy(np.load(Path(folder) / "logits.npy"))
+        # nnU-Net prints as well, before
+        return float(output.split()[-1]), torch.from_numpy(np.load(Path(folder) / "logits.npy"))
 
 
 def _run_nnunet(folder: Path) -> float:
