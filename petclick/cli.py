@@ -13,10 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from petclick.clock import process_start_s
-from petclick.job import Job, load_predictor, read_job, write_result
+from petclick.job import Job, load_predictor, read_job, write_background, write_result
 from petclick.program import report
 from petclick.watchdog import Watchdog
 
@@ -112,9 +110,8 @@ def choose_cache(wish: Path | None) -> Path | None:
 
 def _end_without_network(job: Job) -> None:
     """Write a mask in time, though not a good one, and end the process whatever it is at."""
-    logger.warning("time limit: no time for the network, all is background")
     try:
-        write_result(job, np.zeros(job.case.grid.shape_zyx, np.uint8), None)
+        write_background(job)
     except Exception as error:
         report(error)
         os._exit(1)

@@ -113,6 +113,16 @@ def write_result(job: Job, mask: npt.NDArray[np.uint8], overlay: Path | None) ->
     logger.info("done in %.1f s", time.monotonic() - job.start)
 
 
+def write_background(job: Job) -> None:
+    """Write an empty mask, where the time limit leaves none for a better one.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    logger.warning("time limit: no time for the network, all is background")
+    write_result(job, np.zeros(job.case.grid.shape_zyx, np.uint8), None)
+
+
 def digest(case: Case) -> bytes:
     """Stands for the content of a case: equal for equal voxels on equal grids, whatever the files' names."""
     content = hashlib.sha256(repr(case.grid).encode())

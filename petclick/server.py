@@ -11,6 +11,7 @@ can answer meanwhile.
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -22,18 +23,23 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from petclick.errors import InputError
-from petclick.job import digest, load_predictor, read_job, write_result
+from petclick.job import Job, digest, load_predictor, read_job, write_background, write_result
 from petclick.program import report
+from petclick.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from petclick.predictor import Predictor
 
 logger = logging.getLogger(__name__)
+
+Mask = npt.NDArray[np.uint8]
 
 GRACE_S = 2
 """How long a job under way may go on after SIGTERM, and how long a mask may be written after that."""
@@ -66,38 +72,54 @@ class Service:
         self._predictor = predictor
         logger.info("ready after %.1f s", time.monotonic() - start)
 
-    def answer(self, since: float) -> JSONResponse:
+    def answer(self, since: float, answered: "Future[JSONResponse]") -> None:
         """Run one job; one that fails has written no mask, and the next one is served all the same.
 
         Args:
             since: when it was asked for, by `time.monotonic`.
+            answered: gets the answer once the job is done, or, where that would be after the time limit, once
+                an empty mask is written; what the job comes to is dropped.
         """
-        assert self._predictor is not None
+        watchdog = Watchdog(math.inf, lambda: None)
         try:
-            self._run_job(self._predictor, since)
-        except InputError as error:
-            return _message(422, report(error))
+            job = read_job(self._options, since)
+            watchdog = Watchdog(job.write_by, lambda: answered.set_result(self._write(job, None)))
+            mask = self._predict(job)
+            if watchdog.claim():
+                answered.set_result(self._write(job, mask))
         except Exception as error:
-            self._predictor.reset()
-            self._held = b""
-            return _message(500, report(error))
-        return _message(201, "done")
+            if not isinstance(error, InputError):
+                assert self._predictor is not None
+                self._predictor.reset()
+                self._held = b""
+            if watchdog.claim():
+                answered.set_result(_explain(error))
 
     def stop_writing(self) -> None:
         """Wait until no result is being written, at most `GRACE_S`; none will be from then on."""
         self._writing.acquire(timeout=GRACE_S)
 
-    def _run_job(self, predictor: "Predictor", since: float) -> None:
-        job = read_job(self._options, since)
+    def _predict(self, job: Job) -> Mask:
+        assert self._predictor is not None
         content = digest(job.case)
         if content == self._held:
             logger.info("the images are those of the last job")
         else:
-            predictor.set_case(job.case)
+            self._predictor.set_case(job.case)
             self._held = content
-        mask = predictor.predict(job.clicks, job.write_by)
-        with self._writing:
-            write_result(job, mask, self._options.overlay)
+        return self._predictor.predict(job.clicks, job.write_by)
+
+    def _write(self, job: Job, mask: Mask | None) -> JSONResponse:
+        """The answer, once the mask is written; None stands for an empty one."""
+        try:
+            with self._writing:
+                if mask is None:
+                    write_background(job)
+                else:
+                    write_result(job, mask, self._options.overlay)
+        except Exception as error:
+            return _explain(error)
+        return _message(201, "done")
 
 
 def make_app(service: Service, worker: Executor) -> FastAPI:
@@ -113,8 +135,10 @@ def make_app(service: Service, worker: Executor) -> FastAPI:
         since = time.monotonic()
         if not service.ready:
             return _not_ready()
+        answered: Future[JSONResponse] = Future()
+        worker.submit(service.answer, since, answered)
         try:
-            return await asyncio.get_running_loop().run_in_executor(worker, service.answer, since)
+            return await asyncio.wrap_future(answered)
         except asyncio.CancelledError:
             return _message(503, "error: the server was told to end before the job was done")
 
@@ -173,6 +197,11 @@ def _listen(port: int) -> socket.socket:
 
 def _not_ready() -> JSONResponse:
     return _message(503, "error: the model is being loaded")
+
+
+def _explain(error: Exception) -> JSONResponse:
+    """Log the error, and answer with the line that the command line would end on."""
+    return _message(422 if isinstance(error, InputError) else 500, report(error))
 
 
 def _message(status: int, text: str) -> JSONResponse:

@@ -14,7 +14,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +117,12 @@ def client_of(service: Service) -> Iterator[TestClient]:
     with ThreadPoolExecutor(1) as worker, TestClient(make_app(service, worker)) as client:
         client.follow_redirects = False
         yield client
+
+
+def answer(service: Service, since: float) -> JSONResponse:
+    answered: Future[JSONResponse] = Future()
+    service.answer(since, answered)
+    return answered.result(30)
 
 
 def only_mask(output: Path) -> npt.NDArray[np.uint8]:
@@ -275,13 +281,44 @@ def test_a_time_limit_counts_from_the_request(
     put(make_case(SHAPE))
     options.time_limit = 60.0
     service = loaded(options)
-    assert service.answer(time.monotonic()).status_code == 201
+    assert answer(service, time.monotonic()).status_code == 201
     mask = only_mask(tmp_path / "out")
     assert 0 < mask.mean() < 1
     assert "time limit" not in caplog.text
-    assert service.answer(time.monotonic() - 60).status_code == 201
+    assert answer(service, time.monotonic() - 60).status_code == 201
     assert not only_mask(tmp_path / "out").any()
     assert "time limit: no time for the network, all is background" in caplog.text
+
+
+def test_a_step_that_outlasts_the_time_limit(
+    options: Namespace,
+    put: Put,
+    make_case: MakeCase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An empty mask is there in time, what comes of the step later is dropped, and the next job is served."""
+    put(make_case(SHAPE))
+    options.time_limit = 2.0
+    go_on, set_case = threading.Event(), Predictor.set_case
+
+    def stuck(predictor: Predictor, case: Case) -> None:
+        assert go_on.wait(30)
+        set_case(predictor, case)
+
+    with client_of(loaded(options)) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Predictor, "set_case", stuck)
+            start = time.monotonic()
+            assert client.post("/invoke").status_code == 201
+            assert time.monotonic() - start < options.time_limit
+            assert not only_mask(tmp_path / "out").any()
+            assert caplog.text.count("time limit: no time for the network, all is background") == 1
+            go_on.set()
+        options.time_limit = None
+        assert client.post("/invoke").status_code == 201
+        assert only_mask(tmp_path / "out").any()
 
 
 def test_jobs_wait_for_each_other_and_health_does_not(options: Namespace) -> None:
@@ -291,11 +328,11 @@ def test_jobs_wait_for_each_other_and_health_does_not(options: Namespace) -> Non
     class Slow(Service):
         ready = True  # type: ignore[assignment]
 
-        def answer(self, since: float) -> JSONResponse:
+        def answer(self, since: float, answered: "Future[JSONResponse]") -> None:
             events.append("begin")
             assert go_on.wait(30)
             events.append("end")
-            return JSONResponse({}, 201)
+            answered.set_result(JSONResponse({}, 201))
 
     with client_of(Slow(options)) as client, ThreadPoolExecutor(3) as callers:
         calls = [callers.submit(client.post, "/invoke") for _ in range(3)]
@@ -314,7 +351,7 @@ def test_nothing_is_written_once_the_server_ends(
     put(make_case(SHAPE))
     service = loaded(options)
     service.stop_writing()
-    threading.Thread(target=service.answer, args=(0.0,), daemon=True).start()
+    threading.Thread(target=service.answer, args=(0.0, Future()), daemon=True).start()
     time.sleep(1.5)
     assert files_below(tmp_path / "out") == []
 
