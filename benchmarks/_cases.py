@@ -23,8 +23,9 @@ from training.convert import find_patients, read_patient
 MODEL = Path(__file__).resolve().parents[1] / "resources"
 SARCOMA = Path(__file__).resolve().parents[2] / "shared" / "data" / "ibsi_validation"
 """The sarcoma patients' folder, where it lies beside the checkout."""
-WHOLE_BODY_ZYX = (300, 100, 100)
-"""Of a whole body at the starter's spacing."""
+TIGHT_ZYX, FULL_ZYX = (300, 100, 100), (299, 149, 149)
+"""Shapes of a whole body at the starter's spacing: one whose every tile shows the body, and the platform's
+400 x 400 x 326 voxels of 2.04 x 2.04 x 3 mm."""
 N_CLICKS = 5
 """Of each kind, where a benchmark needs some."""
 
@@ -37,9 +38,11 @@ def benchmark_model() -> Model:
     return load_model(MODEL, None if folds == "all" else tuple(folds.split(",")))
 
 
-def whole_body(model: Model, seed: int = 0) -> tuple[Case, ClickSet]:
+def whole_body(
+    model: Model, seed: int = 0, shape_zyx: tuple[int, int, int] = TIGHT_ZYX
+) -> tuple[Case, ClickSet]:
     """A life-size phantom at the model's spacing, and clicks in and beside its lesions."""
-    phantom = make_patient("fdg", seed, model.plan.spacing_mm, WHOLE_BODY_ZYX)
+    phantom = make_patient("fdg", seed, model.plan.spacing_mm, shape_zyx)
     case = Case(phantom.ct_hu, phantom.pet_suv, phantom.grid, f"phantom {seed}")
     return case, random_clicks(phantom.lesions > 0, phantom.tissues > 0, N_CLICKS, seed)
 

@@ -10,9 +10,9 @@ import numpy as np
 from fastapi.testclient import TestClient
 
 from benchmarks._cases import MODEL, benchmark_model, more_and_more, timed, whole_body
+from benchmarks._runs import write_job
 from petclick import cli
 from petclick.clicks import save_clicks
-from petclick.images import write_image
 from petclick.server import Service, make_app
 
 
@@ -26,10 +26,7 @@ def run() -> dict[str, float]:
     one_more = next(more_and_more(clicks, 1, np.argwhere(case.ct_hu > -500)))
     with tempfile.TemporaryDirectory(prefix="invoke-") as folder:
         source = Path(folder) / "in"
-        for role, array in (("ct", case.ct_hu), ("pet", case.pet_suv)):
-            path = source / "images" / role / f"{role}.mha"
-            path.parent.mkdir(parents=True)
-            write_image(array, case.grid, path)
+        write_job(source, case, clicks)
         places = ["--input", str(source), "--output", f"{folder}/out", "--model", str(MODEL)]
         folds = os.environ.get("PETCLICK_BENCHMARK_FOLDS", "all")
         service = Service(cli.parse([*places, "--folds", folds, "--device", "cpu", "--quiet"], {}))

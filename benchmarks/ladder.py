@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks._cases import SARCOMA, benchmark_model, whole_body
+from benchmarks._runs import dice
 from petclick.clicks import ClickSet
 from petclick.device import choose_precision
 from petclick.evaluation.protocol import challenge_clicks, first_clicks
@@ -160,8 +161,3 @@ def _patients(source: Path) -> Iterator[tuple[int, Case, Mask]]:
 
 def _cut(image: torch.Tensor, corner: Corner, patch: tuple[int, int, int]) -> torch.Tensor:
     return image[(slice(None), *(slice(i, i + n) for i, n in zip(corner, patch, strict=True)))]
-
-
-def dice(a: Mask, b: Mask) -> float:
-    """Dice of two masks that are not both empty."""
-    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))

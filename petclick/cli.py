@@ -85,11 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from petclick.server import serve
 
         serve(options)  # does not come back
-    job = read_job(options, process_start_s())
+    since = process_start_s()
+    job = read_job(options, since)
     watchdog = Watchdog(job.write_by, lambda: _end_without_network(job))
     predictor = load_predictor(options)
     predictor.set_case(job.case)
-    logger.info("ready after %.1f s", time.monotonic() - job.start)
+    logger.info("ready after %.1f s", time.monotonic() - since)
     mask = predictor.predict(job.clicks, job.write_by)
     if not watchdog.claim():
         threading.Event().wait()  # for the watchdog to end the process

@@ -35,14 +35,14 @@ OVERLAY_S = 5.0
 class Job:
     """What a job has read.
 
-    target: the mask's path; start: when reading began; write_by: when the mask must be known, so that it is
-    written within the time limit; both by `time.monotonic`.
+    target: the mask's path; since: from when the job's time counts; write_by: when the mask must be known, so
+    that it is written within the time limit; both by `time.monotonic`.
     """
 
     case: Case
     clicks: ClickSet
     target: Path
-    start: float
+    since: float
     write_by: float
 
 
@@ -51,7 +51,7 @@ def read_job(options: Namespace, since: float) -> Job:
 
     Args:
         options: those of `petclick.cli.parse`.
-        since: from when the time limit counts, by `time.monotonic`.
+        since: from when its time counts, by `time.monotonic`.
 
     Raises:
         InputError: an input is refused, or the output folder cannot be written to.
@@ -70,7 +70,7 @@ def read_job(options: Namespace, since: float) -> Job:
     )
     logger.info("%s; read in %.1f s", clicks.summary(), seconds)
     write_s = WRITE_S + WRITE_S_PER_VOXEL * case.ct_hu.size + (OVERLAY_S if options.overlay else 0)
-    return Job(case, clicks, target, start, since + (options.time_limit or math.inf) - write_s)
+    return Job(case, clicks, target, since, since + (options.time_limit or math.inf) - write_s)
 
 
 def load_predictor(options: Namespace) -> "Predictor":
@@ -110,7 +110,7 @@ def write_result(job: Job, mask: npt.NDArray[np.uint8], overlay: Path | None) ->
         pet, shown = upright.image(job.case.pet_suv), upright.mask(mask)
         draw_overlay(pet, shown, upright.clicks(job.clicks), upright.grid, overlay)
         logger.info("drew %s", overlay)
-    logger.info("done in %.1f s", time.monotonic() - job.start)
+    logger.info("done in %.1f s", time.monotonic() - job.since)
 
 
 def write_background(job: Job) -> None:
