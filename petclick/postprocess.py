@@ -6,6 +6,7 @@ spec does nothing, so a foreign model's masks are its own.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import cc3d
@@ -44,7 +45,7 @@ class PostprocessSpec:
 
     threshold_prior: precision of the margin's common shift to the clicks (`follow_clicks`), 0 for no such
     shift; local_variance, local_mm: variance and width of its local corrections, variance 0 for none;
-    close_mm: large components are closed together with a ball of this radius (`close_large`);
+    close_mm: each large component is closed by a ball of this radius (`close_large`);
     suv_floor: voxels below it leave the mask, except in components with a tumour click;
     drop_background: a component with background clicks and no tumour click is removed;
     split: a component with clicks of both kinds is divided between them;
@@ -114,31 +115,36 @@ def postprocess(
 
 
 def close_large(mask: Mask, clicks: ClickSet, grid: Grid, radius_mm: float) -> Mask:
-    """Close the components of at least `CLOSE_LEAST_ML` together, by a ball: cold cores and gaps are filled.
+    """Close each component of at least `CLOSE_LEAST_ML` by a ball: cold cores and notches are filled.
 
-    What would put a background click into a component without a tumour click is not filled. Two distance
-    transforms on a grid of up to `CLOSE_GRID_MM` stand for dilation and erosion: any radius costs the same,
-    and on finer grids the filling's border is exact to a voxel of that grid.
+    What would put a background click into a component without a tumour click is not filled.
     """
     labels = _components(mask)
-    large = mask & ~_is_among(labels, _below(labels, CLOSE_LEAST_ML / grid.voxel_ml))
-    if not large.any():
-        return mask
-    box = ndimage.find_objects(large.astype(np.uint8))[0]
-    strides = [max(1, int(CLOSE_GRID_MM / mm)) for mm in grid.spacing_zyx_mm]
-    coarse_mm = [mm * n for mm, n in zip(grid.spacing_zyx_mm, strides, strict=True)]
+    sizes, filled = np.bincount(labels.ravel()), mask.copy()
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if sizes[label] * grid.voxel_ml >= CLOSE_LEAST_ML:
+            filled[box] |= _close(labels[box] == label, grid.spacing_zyx_mm, radius_mm)
+    labels = _components(filled)
+    refused = np.setdiff1d(_held(labels, clicks, "background"), _held(labels, clicks, "tumor"))
+    return mask | (filled & ~_is_among(labels, refused))
+
+
+def _close(component: Mask, spacing_zyx_mm: Sequence[float], radius_mm: float) -> Mask:
+    """Closing by a ball, with nothing but background around the array.
+
+    Two distance transforms on a grid of up to `CLOSE_GRID_MM` stand for dilation and erosion: any radius
+    costs the same, and on finer grids the filling's border is exact to a voxel of that grid.
+    """
+    strides = [max(1, int(CLOSE_GRID_MM / mm)) for mm in spacing_zyx_mm]
+    coarse_mm = [mm * n for mm, n in zip(spacing_zyx_mm, strides, strict=True)]
     margins = [int(radius_mm / mm) + 2 for mm in coarse_mm]
-    inside = np.pad(large[box][tuple(slice(None, None, n) for n in strides)], [(n, n) for n in margins])
+    inside = np.pad(component[tuple(slice(None, None, n) for n in strides)], [(n, n) for n in margins])
     dilated = ndimage.distance_transform_edt(~inside, sampling=coarse_mm) <= radius_mm
     closed = ndimage.distance_transform_edt(dilated, sampling=coarse_mm) > radius_mm
     closed = closed[tuple(slice(n, -n) for n in margins)]
     for axis, n in enumerate(strides):
         closed = closed.repeat(n, axis)
-    filled = mask.copy()
-    filled[box] |= closed[tuple(slice(n) for n in filled[box].shape)]
-    labels = _components(filled)
-    refused = np.setdiff1d(_held(labels, clicks, "background"), _held(labels, clicks, "tumor"))
-    return mask | (filled & ~_is_among(labels, refused))
+    return np.asarray(closed[tuple(map(slice, component.shape))], bool)
 
 
 def drop_cold(mask: Mask, pet_suv: Image, clicks: ClickSet, suv_floor: float) -> Mask:

@@ -140,6 +140,15 @@ def test_large_components_are_closed_as_by_a_ball() -> None:
     np.testing.assert_array_equal(close_large(small, click_set([], []), COARSE, radius_mm), small)
 
 
+def test_a_gap_between_two_large_components_stays() -> None:
+    mask = np.zeros(SHAPE, bool)
+    mask[1:8, 2:12, 1:9] = mask[1:8, 2:12, 11:19] = True
+    hole = mask.copy()
+    hole[4, 6, 4] = False
+    closed = close_large(hole, click_set([], []), COARSE, 45.0)
+    np.testing.assert_array_equal(closed, mask)
+
+
 def test_on_a_finer_grid_cores_are_closed_too() -> None:
     mask = hollow()
     closed = close_large(mask, click_set([], []), GRID, 7.0)

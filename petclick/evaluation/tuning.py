@@ -71,7 +71,8 @@ def candidates() -> tuple[PostprocessSpec, ...]:
         for mm in (15.0, 20.0, 30.0)
     ]
     best = local[4]
-    closing = [replace(best, close_mm=mm) for mm in (10.0, 20.0, 30.0, 45.0)]
+    closing = [replace(best, close_mm=mm) for mm in (20.0, 30.0, 45.0, 80.0)]
+    closed = closing[2]
     return (
         none,
         replace(none, threshold_prior=1.0),
@@ -88,10 +89,10 @@ def candidates() -> tuple[PostprocessSpec, ...]:
         *local,
         *closing,
         *(replace(local[i], close_mm=45.0) for i in (1, 3, 5, 7)),
-        *(replace(one, suv_floor=suv) for one in (best, closing[-1]) for suv in (1.0, 1.5, 2.0)),
-        *(replace(one, min_volume_ml=ml) for one in (best, closing[-1]) for ml in (0.2, 0.5, 1.0)),
-        *(replace(one, min_total_ml=6.0) for one in (best, closing[-1])),
-        *(replace(one, suv_floor=1.0, min_volume_ml=0.5) for one in (best, closing[-1])),
+        *(replace(one, suv_floor=suv) for one in (best, closed) for suv in (1.0, 1.5, 2.0)),
+        *(replace(one, min_volume_ml=ml) for one in (best, closed) for ml in (0.2, 0.5, 1.0)),
+        *(replace(one, min_total_ml=6.0) for one in (best, closed)),
+        *(replace(one, suv_floor=1.0, min_volume_ml=0.5) for one in (best, closed)),
     )
 
 
