@@ -59,6 +59,19 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> ar
     )
     add("--cache", type=Path, help="keep results from call to call here, or none (default: /cache, if there)")
     add("--cache-gib", type=parse_positive, default=8.0, help="its most GiB (default: %(default)s)")
+    add(
+        "--keep-gib",
+        type=parse_positive,
+        default=4.0,
+        help="with --serve, most GiB for the last case's results (default: %(default)s)",
+    )
+    add("--keep-dir", type=Path, help="keep these in a file in this folder (default: in memory)")
+    add(
+        "--skip-air",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave out tiles that show nothing but air",
+    )
     add("--time-limit", type=parse_positive, help="seconds in which the mask must be there (default: none)")
     add("--overlay", type=Path, help="also draw PET, mask and clicks into this PNG")
     add(

@@ -20,7 +20,7 @@ from petclick.sockets import find_inputs, make_room, output_path
 from petclick.upright import Upright
 
 if TYPE_CHECKING:
-    from petclick.predictor import Predictor
+    from petclick.predictor import Predictor, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -81,18 +81,27 @@ def load_predictor(options: Namespace) -> "Predictor":
     """
     # PyTorch takes seconds to import, which bad input need not wait for.
     from petclick.model import load_model
-    from petclick.predictor import Predictor, Settings
+    from petclick.predictor import Predictor
 
-    settings = Settings(
-        options.device,
-        options.precision,
-        options.mirror_axes,
-        options.step_size,
+    return Predictor(load_model(options.model, options.folds), settings(options))
+
+
+def settings(options: Namespace) -> "Settings":
+    """How to predict, by the options of `petclick.cli.parse`."""
+    from petclick.predictor import Settings
+
+    return Settings(
+        device=options.device,
+        precision=options.precision,
+        mirror_axes=options.mirror_axes,
+        step_size=options.step_size,
+        skip_air=options.skip_air,
+        keep_gib=options.keep_gib if options.serve else 0,  # a single job does not come back to them
+        keep_dir=options.keep_dir,
         cache=options.cache,
         cache_gib=options.cache_gib,
         progress=not options.quiet,
     )
-    return Predictor(load_model(options.model, options.folds), settings)
 
 
 def write_result(job: Job, mask: npt.NDArray[np.uint8], overlay: Path | None) -> None:

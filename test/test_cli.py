@@ -11,10 +11,11 @@ import pytest
 import SimpleITK as sitk
 from conftest import stored_otherwise
 
-from petclick import cli
+from petclick import cli, job
 from petclick.clicks import ClickSet, click_set
 from petclick.errors import InputError
 from petclick.images import Case
+from petclick.predictor import Settings
 
 MakeModel = Callable[..., Path]
 MakeCase = Callable[..., Case]
@@ -71,6 +72,8 @@ FLAGS = [
     ("overlay", "o.png", Path("o.png")),
     ("cache", "c", Path("c")),
     ("cache_gib", "0.5", 0.5),
+    ("keep_gib", "0.5", 0.5),
+    ("keep_dir", "d", Path("d")),
     ("time_limit", "840", 840.0),
 ]
 
@@ -93,6 +96,26 @@ def test_quiet_and_its_twin() -> None:
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize(("arguments", "keep_gib"), [([], 0), (["--serve"], 2.5)])
+def test_settings_of_the_predictor(arguments: list[str], keep_gib: float) -> None:
+    """A process of one job keeps no tiles."""
+    flags = ["--device", "cpu", "--precision", "fp32", "--mirror-axes", "2", "--step-size", "0.25", "--quiet"]
+    flags += ["--no-skip-air", "--keep-gib", "2.5", "--keep-dir", "d", "--cache", "c", "--cache-gib", "3"]
+    expected = Settings(
+        device="cpu",
+        precision="fp32",
+        mirror_axes=(2,),
+        step_size=0.25,
+        skip_air=False,
+        keep_gib=keep_gib,
+        keep_dir=Path("d"),
+        cache=Path("c"),
+        cache_gib=3.0,
+        progress=False,
+    )
+    assert job.settings(cli.parse([*flags, *arguments], {})) == expected
 
 
 def test_flags_come_before_the_environment() -> None:
