@@ -20,7 +20,7 @@ from petclick.schedule import Corner as Corner
 from petclick.schedule import pass_order
 
 Box = tuple[slice, slice, slice]
-Work = tuple[int, int, int, str]
+Work = tuple[int, tuple[tuple[int, ...], ...], int, str]
 """What `Passes.work` gives."""
 
 
@@ -43,9 +43,9 @@ class Passes:
 
     @property
     def work(self) -> Work:
-        """What the bits of a result depend on: numbers of folds, mirrors and passes in a batch, and how."""
+        """What the bits of a result depend on: number of folds, the mirrors, passes in a batch, and how."""
         where = f"{self.device}, {self.precision}, {self.threads} threads"
-        return len(self.networks), len(self.mirrors), self.batch, where
+        return len(self.networks), self.mirrors, self.batch, where
 
     @property
     def batches(self) -> list[tuple[nn.Module, tuple[tuple[int, ...], ...]]]:

@@ -101,6 +101,7 @@ def test_other_images_settings_or_weights_are_other_results(
         (case, make_model(("0", "1"), {"radius_vox": 3}, name="guided"), settings),
         (case, make_model(("0", "1"), change=lambda c: c.update(current_epoch=9), name="newer"), settings),
         (case, model, replace(settings, mirror_axes=(0,))),
+        (case, model, replace(settings, mirror_axes=(1,))),
         (case, model, replace(settings, precision="bf16")),
     ):
         run(other_model, other_case, FEW, other)
