@@ -71,7 +71,7 @@ def refine(
         for (corner, number), (tile, _), margins in zip(work, inputs, results, strict=True):
             each = sums.setdefault(corner, TileSum(0, torch.zeros_like(tile[0])))
             for margin in margins:
-                each.total += margin.to(tile.device)
+                each.total += margin.to(each.total.device)  # a resumed sum lies where the store does
             each.n_batches = number + 1
             if each.n_batches == n_batches:
                 store.keep(tiles[corner], each.mean(passes))

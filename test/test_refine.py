@@ -11,6 +11,7 @@ from petclick.clicks import ClickSet, click_set
 from petclick.clock import Clock
 from petclick.kept import KeptTiles, Store, TileKey
 from petclick.preprocess import BACKGROUND_MARGIN, Prepared
+from petclick.refine import TileSum, refine
 from petclick.tiles import Passes, all_mirrors
 from petclick.window import Report, SlidingWindow
 
@@ -112,3 +113,59 @@ def test_a_store_that_promises_what_it_does_not_have_leaves_no_hole(body: Prepar
     whole, _ = predict(lay(body), clicks, passes)
     assert torch.equal(predict(lay(body), clicks, passes, Forgetful(1))[0], whole)
     assert torch.equal(limited(lay(body), clicks, passes, Forgetful(1), 10**6)[0], whole)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.cuda,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA device"),
+            ],
+        ),
+    ],
+)
+def test_a_resumed_sum_has_the_bits_of_one_from_scratch_wherever_tiles_are_held(held: str) -> None:
+    """Stores keep sums on the host; images and results may lie on the GPU."""
+    passes = make_passes(Mixer(), Mixer(-0.4))
+    key = TileKey((0, 0, 0), (), passes.work)
+    tile = torch.rand((4, 8, 12, 14), generator=torch.Generator().manual_seed(0))
+    order = [(number, [key.corner]) for number in range(len(passes.batches))]
+
+    def run(store: Store, n: int) -> TileSum:
+        tiles = {key.corner: key}
+        return refine(tiles, order, passes, store, lambda _: tile.to(held), Allowed(n), lambda _: None)[
+            key.corner
+        ]
+
+    store = KeptTiles(1)
+    assert run(store, 1).n_batches == 1
+    resumed, whole = run(store, 9), run(KeptTiles(1), 9)
+    assert resumed.n_batches == whole.n_batches == 2
+    assert torch.equal(resumed.total.cpu(), whole.total.cpu())
+
+
+def test_a_resumed_sum_grows_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's device without memory stands for one that the inputs are not on."""
+
+    class Margin:
+        def to(self, device: torch.device) -> torch.Tensor:
+            went_to.append(device.type)
+            return torch.ones(8, 12, 14, device=device)
+
+    class Elsewhere(KeptTiles):
+        def find(self, key: TileKey) -> torch.Tensor | None:
+            return torch.zeros(8, 12, 14, device="meta") if key.n_batches == 1 else None
+
+    went_to: list[str] = []
+    passes = make_passes(Mixer(), Mixer(-0.4))
+    monkeypatch.setattr("petclick.refine.run_batches", lambda *_: [[Margin(), Margin()]])
+    key = TileKey((0, 0, 0), (), passes.work)
+    order, tile = [(1, [key.corner])], torch.zeros(4, 8, 12, 14)
+    store = Elsewhere(0)
+    sums = refine({key.corner: key}, order, passes, store, lambda _: tile, Allowed(1), lambda _: None)
+    assert sums[key.corner].n_batches == 2
+    assert went_to == ["meta", "meta"]
