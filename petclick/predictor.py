@@ -8,6 +8,7 @@ A case is prepared once; each `predict` takes all clicks so far.
 """
 
 import contextlib
+import functools
 import importlib
 import logging
 import math
@@ -310,6 +311,7 @@ def _left_out(batches: Sequence[int], passes: Passes) -> str:
     return text if least else f"{text}; {batches.count(0)} of {len(batches)} got none and are background"
 
 
+@functools.cache  # asked for each tile
 def _cupy() -> Any:
     try:
         return importlib.import_module("cupy")

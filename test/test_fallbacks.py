@@ -1,6 +1,6 @@
 """Devices and formats: what is chosen, and what happens where memory or range does not suffice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,12 +237,21 @@ def test_damaged_weights_do_not_give_an_empty_mask(
         ready(make_model(), make_case()).predict(click_set([[8, 12, 10]], []))
 
 
-def test_without_cupy_clicks_are_drawn_on_the_host(
+@pytest.fixture
+def unknown_cupy() -> Iterator[None]:
+    """Whether there is CuPy is found out anew, and again after the test."""
+    predictor._cupy.cache_clear()
+    yield
+    predictor._cupy.cache_clear()
+
+
+@pytest.mark.usefixtures("unknown_cupy")
+def test_without_cupy_clicks_are_drawn_on_the_host_which_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(predictor.importlib.sys.modules, "cupy", None)
-    assert predictor._cupy() is None
-    assert "CuPy is not installed" in caplog.text
+    assert [predictor._cupy() for _ in range(3)] == [None] * 3
+    assert caplog.messages == ["CuPy is not installed: clicks are drawn on the host"]
 
 
 @pytest.mark.cuda
