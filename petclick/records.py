@@ -5,6 +5,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar
 
 from petclick.errors import InputError
+from petclick.files import shorten
 
 T = TypeVar("T")
 
@@ -13,7 +14,7 @@ def from_mapping(kind: type[T], content: object, where: object, prefix: str = ""
     """Make a dataclass of a mapping, level by level.
 
     Keys that are missing keep their defaults; a value has the type of its default, where an int may stand for
-    a float, a list for a tuple, and anything for a default of None.
+    a float, a list for a tuple, and anything for a default of None. None stands for nothing else.
 
     Args:
         kind: a dataclass whose fields all have defaults.
@@ -51,8 +52,11 @@ def _value(value: object, usual: object, where: object, name: str) -> object:
     if isinstance(value, list) and (usual is None or isinstance(usual, tuple)):
         return tuple(value)
     if isinstance(usual, float) and type(value) is int:
-        return float(value)
-    if usual is None or value is None or type(value) is type(usual):
+        try:
+            return float(value)
+        except OverflowError:
+            raise InputError(where, f"{name} must be a number in a float's range", shorten(value)) from None
+    if usual is None or type(value) is type(usual):
         return value
     raise InputError(where, f"{name} must be of type {type(usual).__name__}", repr(value))
 
