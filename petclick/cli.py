@@ -24,6 +24,8 @@ MOUNTED_MODEL = Path("/opt/ml/model")
 """Where the platform unpacks a model that is uploaded apart from the image."""
 MOUNTED_CACHE = Path("/cache")
 """Where a folder is mounted that lasts from call to call."""
+YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+"""What the environment twin of a switch may say, in any case."""
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "resources"
 
 
@@ -84,7 +86,10 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> ar
     add(
         "--quiet", action=argparse.BooleanOptionalAction, default=False, help="no progress bar, only warnings"
     )
-    twins = [argument for action in parser._actions for argument in _from_environment(action, environment)]
+    try:
+        twins = [word for action in parser._actions for word in _from_environment(action, environment)]
+    except argparse.ArgumentError as error:
+        parser.error(str(error))
     return parser.parse_args([*twins, *(sys.argv[1:] if arguments is None else arguments)])
 
 
@@ -133,14 +138,21 @@ def _end_without_network(job: Job) -> None:
 
 
 def _from_environment(action: argparse.Action, environment: Mapping[str, str]) -> list[str]:
-    """The arguments that a flag's environment twin stands for; flags given on the command line come later."""
-    flag = action.option_strings[0]
-    value = environment.get(f"PETCLICK_{action.dest.upper()}", "") if action.dest != "help" else ""
+    """The arguments that a flag's environment twin stands for; flags given on the command line come later.
+
+    Raises:
+        argparse.ArgumentError: a switch's twin says neither yes nor no.
+    """
+    flag, name = action.option_strings[0], f"PETCLICK_{action.dest.upper()}"
+    value = environment.get(name, "") if action.dest != "help" else ""
     if not value:
         return []
-    if isinstance(action, argparse.BooleanOptionalAction):
-        return [flag if value.lower() in ("1", "true", "yes") else action.option_strings[1]]
-    return [f"{flag}={value}"]
+    if not isinstance(action, argparse.BooleanOptionalAction):
+        return [f"{flag}={value}"]
+    for words, argument in zip((YES, NO), action.option_strings, strict=True):
+        if value.lower() in words:
+            return [argument]
+    raise argparse.ArgumentError(action, f"{name} must be one of {', '.join(YES + NO)}, got {value!r}")
 
 
 def parse_folds(text: str) -> tuple[str, ...] | None:

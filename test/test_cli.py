@@ -85,17 +85,18 @@ def test_every_flag_has_a_twin_in_the_environment(name: str, text: str, value: o
     assert getattr(cli.parse([], {f"PETCLICK_{name.upper()}": text}), name) == value
 
 
-def test_quiet_and_its_twin() -> None:
-    assert cli.parse(["--quiet"], {}).quiet
-    assert not cli.parse(["--no-quiet"], {"PETCLICK_QUIET": "1"}).quiet
-    texts = ("1", "True", "0", "no", "")
-    assert [cli.parse([], {"PETCLICK_QUIET": text}).quiet for text in texts] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+@pytest.mark.parametrize(("name", "usual"), [("quiet", False), ("serve", False), ("skip_air", True)])
+def test_switches_and_their_twins(name: str, usual: bool) -> None:
+    flag, twin = name.replace("_", "-"), f"PETCLICK_{name.upper()}"
+    assert getattr(cli.parse([f"--{flag}"], {}), name)
+    assert not getattr(cli.parse([f"--no-{flag}"], {twin: "1"}), name)
+    for texts, value in (
+        (("1", "True", "yes", "on", "ON"), True),
+        (("0", "false", "No", "off"), False),
+        (("",), usual),
+    ):
+        for text in texts:
+            assert getattr(cli.parse([], {twin: text}), name) is value, text
 
 
 @pytest.mark.parametrize(("arguments", "keep_gib"), [([], 0), (["--serve"], 2.5)])
@@ -136,6 +137,12 @@ def test_flags_come_before_the_environment() -> None:
         ([], {"PETCLICK_CACHE_GIB": "nan"}, "argument --cache-gib: must be a number above 0, got 'nan'"),
         ([], {"PETCLICK_TIME_LIMIT": "14m"}, "argument --time-limit: must be a number above 0, got '14m'"),
         (["--dev", "cpu"], {}, "unrecognized arguments: --dev cpu"),
+        (
+            [],
+            {"PETCLICK_SERVE": "please"},
+            "PETCLICK_SERVE must be one of 1, true, yes, on, 0, false, no, off, got 'please'",
+        ),
+        ([], {"PETCLICK_SKIP_AIR": "2"}, "argument --skip-air/--no-skip-air: PETCLICK_SKIP_AIR must be one"),
         ([], {"PETCLICK_BAD_CLICKS": "ignore"}, "argument --bad-clicks: invalid choice: 'ignore'"),
     ],
 )
