@@ -106,12 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     since = process_start_s()
     job = read_job(options, since)
     watchdog = Watchdog(job.write_by, lambda: _end_without_network(job))
-    predictor = load_predictor(options)
-    predictor.set_case(job.case)
-    logger.info("ready after %.1f s", time.monotonic() - since)
-    mask = predictor.predict(job.clicks, job.write_by)
-    if not watchdog.claim():
-        threading.Event().wait()  # for the watchdog to end the process
+    try:
+        predictor = load_predictor(options)
+        predictor.set_case(job.case)
+        logger.info("ready after %.1f s", time.monotonic() - since)
+        mask = predictor.predict(job.clicks, job.write_by)
+    finally:  # an error, too, must not end the process while the watchdog is writing
+        if not watchdog.claim():
+            threading.Event().wait()  # for the watchdog to end the process
     write_result(job, mask, options.overlay)
 
 

@@ -179,6 +179,31 @@ Predictor.set_case = lambda *_: time.sleep(1000)
     assert not mask_of(tmp_path).any()
 
 
+def test_an_error_does_not_cut_off_the_mask_that_is_being_written(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    code = """
+import threading, time
+from petclick import cli
+from petclick.cli import main
+from petclick.predictor import Predictor
+begun, write_background = threading.Event(), cli.write_background
+def write_slowly(job):
+    begun.set()
+    time.sleep(2)
+    write_background(job)
+def fail(*_):
+    begun.wait()
+    raise RuntimeError("too late to matter")
+cli.write_background, Predictor.set_case = write_slowly, fail
+"""
+    _, result = run(arguments, {"PETCLICK_TIME_LIMIT": "4"}, code.strip() + "\nif True: pass")
+    assert result.returncode == 0
+    mask = mask_of(tmp_path)
+    assert mask.shape == (40, 60, 50)
+    assert not mask.any()
+
+
 def test_where_all_fits_the_mask_is_that_without_a_limit(arguments: list[str], tmp_path: Path) -> None:
     _, result = run(arguments, {"PETCLICK_TIME_LIMIT": "500"})
     assert (result.returncode, result.stderr) == (0, "")
