@@ -17,7 +17,7 @@ from torch import nn
 
 from petclick.clicks import KINDS
 from petclick.errors import InputError, raise_if_out_of_memory
-from petclick.files import read_json
+from petclick.files import read_json, shorten
 from petclick.guidance import FILE_NAME, GuidanceSpec, load_spec
 
 CONFIGURATION = "3d_fullres"
@@ -223,14 +223,14 @@ def _read_plan(plans: dict[str, Any], folder: Path) -> Plan:
             patch_size=tuple(int(size) for size in configuration["patch_size"]),  # type: ignore[arg-type]
             normalization=tuple(configuration["normalization_schemes"]),
             use_mask_for_norm=tuple(configuration["use_mask_for_norm"]),
-            intensities=tuple(intensities[str(channel)] for channel in channels),
+            intensities=tuple(_mapping(intensities[str(channel)]) for channel in channels),
             resampling=str(configuration["resampling_fn_data"]),
-            resampling_kwargs=configuration["resampling_fn_data_kwargs"],
+            resampling_kwargs=_mapping(configuration["resampling_fn_data_kwargs"]),
             network_class=architecture["network_class_name"],
-            network_kwargs=architecture["arch_kwargs"],
-            network_imports=tuple(architecture["_kw_requires_import"]),
+            network_kwargs=_mapping(architecture["arch_kwargs"]),
+            network_imports=tuple(map(str, architecture["_kw_requires_import"])),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         rule = f"must be a {CONFIGURATION} plan of nnU-Net 2.6 or newer"
         raise InputError(where, rule, repr(error)) from None
     if not len(plan.normalization) == len(plan.use_mask_for_norm) == 2:
@@ -245,6 +245,12 @@ def _read_plan(plans: dict[str, Any], folder: Path) -> Plan:
     if sorted(plan.transpose_forward) != [0, 1, 2]:
         raise InputError(where, "transpose_forward must order the axes 0, 1, 2", plan.transpose_forward)
     return plan
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"a mapping is needed, not {shorten(value)}")
+    return value
 
 
 def _is_module(name: object, package: str) -> bool:

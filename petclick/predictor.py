@@ -35,7 +35,7 @@ from petclick.lasting import LastingTiles
 from petclick.model import Model, load_network
 from petclick.placement import place, place_on_cpu
 from petclick.postprocess import postprocess
-from petclick.preprocess import BACKGROUND_MARGIN, Prepared, map_clicks, prepare, restore
+from petclick.preprocess import BACKGROUND_MARGIN, Prepared, check_plan, map_clicks, prepare, restore
 from petclick.tiles import Passes, all_mirrors, predict_tile
 from petclick.window import Report, SlidingWindow
 
@@ -79,7 +79,8 @@ class Predictor:
         """Load the folds' weights.
 
         Raises:
-            InputError: weights that do not fit, a device that is not there, axes or a step out of range.
+            InputError: a plan that cannot be followed, weights that do not fit, a device that is not there,
+                axes or a step out of range.
         """
         set_up_cpu()
         settings = settings or Settings()
@@ -88,6 +89,7 @@ class Predictor:
         axes = model.mirror_axes if settings.mirror_axes is None else settings.mirror_axes
         if not set(axes) <= {0, 1, 2}:
             raise InputError("--mirror-axes", "must be among 0, 1, 2", axes)
+        check_plan(model.plan)
         device = choose_device(settings.device)
         precision = choose_precision(settings.precision, device)
         networks = [load_network(model, checkpoint) for checkpoint in model.checkpoints]

@@ -19,7 +19,8 @@ from nnunetv2.preprocessing.resampling import default_resampling, resample_torch
 
 from petclick.body import find_body, resize_any
 from petclick.clicks import ClickSet
-from petclick.errors import InputError
+from petclick.errors import InputError, raise_if_out_of_memory
+from petclick.files import shorten
 from petclick.grid import (
     FloatArray,
     Grid,
@@ -125,6 +126,25 @@ def prepare(case: Case, plan: Plan, orientation: str | None) -> Prepared:
     )
     box = tuple((int(lower), int(upper)) for lower, upper in crop)
     return Prepared(image, resize_any(body, image.shape[1:]), case.grid, upright, box, spacing_mm, to_network)
+
+
+def check_plan(plan: Plan) -> None:
+    """Prepare a case of a few voxels, so that a plan that cannot be followed is known before the first job.
+
+    Raises:
+        InputError: names plans.json, and what is wrong with its normalisation or resampling.
+    """
+    ones = np.ones((4, 4, 4), np.float32)
+    spacing_mm = 1.5 * np.take(plan.spacing_mm, np.argsort(plan.transpose_forward))  # has to be resampled
+    x, y, z = map(float, spacing_mm[::-1])
+    try:
+        prepare(Case(ones, ones, Grid(ones.shape, (x, y, z)), "plans.json"), plan, None)
+    except InputError:
+        raise
+    except Exception as error:  # whatever nnU-Net's functions make of arguments that are not theirs
+        raise_if_out_of_memory(error)
+        rule = "normalisation and resampling must be such as nnU-Net plans them"
+        raise InputError("plans.json", rule, shorten(error)) from error
 
 
 def map_clicks(clicks: ClickSet, prepared: Prepared) -> ClickSet:

@@ -228,6 +228,18 @@ def test_other_labels_are_refused(make_model: MakeModel, labels: object) -> None
             lambda plans: configuration(plans).update(normalization_schemes=["CTNormalization"]),
             "must have two image channels, CT and PET, got 1",
         ),
+        (
+            lambda plans: configuration(plans)["architecture"].update(arch_kwargs=[]),
+            r"must be a 3d_fullres plan .*a mapping is needed, not \[\]",
+        ),
+        (
+            lambda plans: configuration(plans).update(resampling_fn_data_kwargs=[]),
+            r"must be a 3d_fullres plan .*a mapping is needed, not \[\]",
+        ),
+        (
+            lambda plans: plans["foreground_intensity_properties_per_channel"].update({"1": 3}),
+            "must be a 3d_fullres plan .*a mapping is needed, not 3",
+        ),
     ],
 )
 def test_bad_plans_are_refused(

@@ -252,6 +252,24 @@ def test_bad_settings_are_refused(make_model: MakeModel, settings: Settings, mes
         Predictor(load_model(make_model()), settings)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalization": ("CTNormalization", "none")}, "normalization_schemes must name .*, got 'none'"),
+        ({"resampling": "resample_by_magic"}, "resampling_fn_data must name .*, got 'resample_by_magic'"),
+        ({"resampling_kwargs": {"orders": 3}}, "normalisation and resampling must be .*'orders'"),
+        ({"intensities": ({}, {})}, "normalisation and resampling must be .*KeyError"),
+        ({"use_mask_for_norm": (1, 0)}, "normalisation and resampling must be .*AssertionError"),
+    ],
+)
+def test_a_plan_that_cannot_be_followed_is_refused_before_any_case(
+    make_model: MakeModel, change: dict[str, object], message: str
+) -> None:
+    model = load_model(make_model())
+    with pytest.raises(InputError, match=rf"plans\.json: {message}"):
+        Predictor(replace(model, plan=replace(model.plan, **change)), CPU)
+
+
 def test_predict_needs_a_case(make_model: MakeModel, make_case: MakeCase, clicks: ClickSet) -> None:
     session = Predictor(load_model(make_model()), CPU)
     with pytest.raises(PetclickError, match="set_case must come before predict"):
