@@ -3,6 +3,7 @@
 `SlidingWindow` knows a store only by the methods of `Store`.
 """
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from petclick.errors import InputError
 from petclick.tiles import Corner, Work
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,10 @@ class KeptTiles:
     """
 
     def __init__(self, limit_gib: float, folder: Path | None = None) -> None:
-        """Keep at most `limit_gib`, in memory, or else mapped from a file in `folder` that has this size."""
+        """Keep at most `limit_gib`, in memory, or else mapped from a file in `folder` that has this size.
+
+        Where that file cannot be made, nothing is kept, with one warning.
+        """
         self._limit_bytes, self._folder = limit_gib * 2**30, folder
         self.clear()
 
@@ -102,19 +107,22 @@ class KeptTiles:
         n_tiles = int(self._limit_bytes // (shape.numel() * 4))
         if self._folder is None:
             return (torch.empty(shape) for _ in range(n_tiles))
-        return iter(_mapped_file(self._folder, (n_tiles, *shape)) if n_tiles else ())
+        try:
+            return iter(_mapped_file(self._folder, (n_tiles, *shape)) if n_tiles else ())
+        except (OSError, OverflowError) as error:  # no job fails for want of what only saves time
+            self._limit_bytes = 0
+            logger.warning("%s: results of tiles are not kept (%s)", self._folder, error)
+            return iter(())
 
 
 def _mapped_file(folder: Path, shape: tuple[int, ...]) -> torch.Tensor:
     """A float32 array in a new file, which is gone with the array.
 
     Raises:
-        InputError: the file cannot be made, or the disk has no room.
+        OSError: the file cannot be made, or the disk has no room.
+        OverflowError: no file can be so large.
     """
-    try:
-        with TemporaryFile(dir=folder) as file:
-            # a hole in the file would end the process, were the disk full once it is written to
-            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * 4)
-            return torch.from_numpy(np.memmap(file, np.float32, "r+", 0, shape))
-    except OSError as error:
-        raise InputError(folder, f"must have room for results of tiles ({error.strerror})") from error
+    with TemporaryFile(dir=folder) as file:
+        # a hole in the file would end the process, were the disk full once it is written to
+        os.posix_fallocate(file.fileno(), 0, math.prod(shape) * 4)
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", 0, shape))
