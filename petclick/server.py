@@ -78,11 +78,17 @@ class Service:
         Args:
             since: when it was asked for, by `time.monotonic`.
             answered: gets the answer once the job is done, or, where that would be after the time limit, once
-                an empty mask is written; what the job comes to is dropped.
+                an empty mask is written; what the job comes to is dropped. Where it is cancelled before its
+                turn, nothing is run.
         """
+        if not answered.set_running_or_notify_cancel():  # from here on, no one can cancel it
+            return
         watchdog = Watchdog(math.inf, lambda: None)
         try:
             job = read_job(self._options, since)
+            if time.monotonic() > job.write_by:  # it has waited too long for its turn
+                answered.set_result(self._write(job, None))
+                return
             watchdog = Watchdog(job.write_by, lambda: answered.set_result(self._write(job, None)))
             mask = self._predict(job)
             if watchdog.claim():

@@ -274,8 +274,43 @@ def test_a_failure_of_our_own(
     np.testing.assert_array_equal(only_mask(tmp_path / "out"), run_alone())
 
 
+def test_an_answer_that_no_one_waits_for_any_more(
+    options: Namespace,
+    put: Put,
+    make_case: MakeCase,
+    prepared: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Given up before its turn a job is not run; after that it is one like any other."""
+    put(make_case(SHAPE))
+    service, answered, predict = loaded(options), Future[JSONResponse](), Predictor.predict
+    answered.cancel()
+    service.answer(time.monotonic(), answered)
+    assert (prepared, files_below(tmp_path / "out")) == ([], [])
+
+    def given_up(predictor: Predictor, clicks: ClickSet, deadline: float) -> npt.NDArray[np.uint8]:
+        answered.cancel()
+        return predict(predictor, clicks, deadline)
+
+    answered = Future[JSONResponse]()
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", given_up)
+        service.answer(time.monotonic(), answered)
+    assert answered.result(30).status_code == 201
+    mask = only_mask(tmp_path / "out")
+    assert answer(service, time.monotonic()).status_code == 201
+    assert prepared == ["patient"], "the case is still held"
+    np.testing.assert_array_equal(only_mask(tmp_path / "out"), mask)
+
+
 def test_a_time_limit_counts_from_the_request(
-    options: Namespace, put: Put, make_case: MakeCase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    options: Namespace,
+    put: Put,
+    make_case: MakeCase,
+    prepared: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The server is older than the limit, and still computes; a request that is gives background."""
     put(make_case(SHAPE))
@@ -285,8 +320,10 @@ def test_a_time_limit_counts_from_the_request(
     mask = only_mask(tmp_path / "out")
     assert 0 < mask.mean() < 1
     assert "time limit" not in caplog.text
+    put(make_case(SHAPE, seed=8))
     assert answer(service, time.monotonic() - 60).status_code == 201
     assert not only_mask(tmp_path / "out").any()
+    assert prepared == ["patient"], "the second one is not prepared in vain"
     assert "time limit: no time for the network, all is background" in caplog.text
 
 
