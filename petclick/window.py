@@ -118,7 +118,6 @@ class SlidingWindow:
         for corner, key in wanted.items():
             if not reached[corner]:
                 continue
-            margin = store.find(key)
             if corner in limited:
                 margin = limited[corner].mean(passes)
                 if limited[corner].n_batches < len(passes.batches):
@@ -126,7 +125,9 @@ class SlidingWindow:
             elif corner in to_run and clock is not None:
                 del shown[corner]
                 continue
-            elif margin is None:
+            elif (found := store.find(key)) is not None:
+                margin = found
+            else:
                 margin = predict_tile(self._load(key, draw).to(passes.device), passes, bar.update)
                 store.keep(key, margin)
                 report.ran += 1

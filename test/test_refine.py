@@ -115,6 +115,22 @@ def test_a_store_that_promises_what_it_does_not_have_leaves_no_hole(body: Prepar
     assert torch.equal(limited(lay(body), clicks, passes, Forgetful(1), 10**6)[0], whole)
 
 
+def test_the_store_is_not_asked_for_what_has_just_been_run(body: Prepared) -> None:
+    class Asked(KeptTiles):
+        def find(self, key: TileKey) -> torch.Tensor | None:
+            keys.append(key)
+            return super().find(key)
+
+    keys: list[TileKey] = []
+    passes, clicks, window, store = make_passes(Mixer()), click_set([], []), lay(body), Asked(1)
+    margin, report = limited(window, clicks, passes, store, 10**6)
+    assert report.ran > 0
+    assert keys == []
+    again, _ = predict(lay(body), clicks, passes, store)
+    assert torch.equal(again, margin)
+    assert len(keys) == report.ran, "each once"
+
+
 @pytest.mark.parametrize(
     "held",
     [
