@@ -58,9 +58,11 @@ def place(passes: Passes, plan: Plan, device: torch.device) -> Passes:
 
 
 def place_on_cpu(passes: Passes, plan: Plan) -> Passes:
-    """The same passes on the CPU, in its own precision."""
+    """The same passes on the CPU: float32 stays, which was asked for or needed; else in its own precision."""
     cpu = torch.device("cpu")
-    return place(replace(passes, precision=choose_precision("auto", cpu)), plan, cpu)
+    if passes.precision != torch.float32:
+        passes = replace(passes, precision=choose_precision("auto", cpu))
+    return place(passes, plan, cpu)
 
 
 def pass_bytes(plan: Plan, precision: torch.dtype) -> int:

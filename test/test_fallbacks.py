@@ -16,6 +16,7 @@ from petclick.errors import InputError, PetclickError
 from petclick.images import Case
 from petclick.model import load_model
 from petclick.predictor import Predictor, Settings
+from petclick.tiles import Passes
 
 MakeModel = Callable[..., Path]
 MakeCase = Callable[..., Case]
@@ -49,6 +50,18 @@ def test_auto_precision(
     assert device.choose_precision("auto", torch.device("cuda")) == torch.float16
     assert device.choose_precision("fp16", torch.device("cuda")) == torch.float16
     assert device.choose_precision("bf16", torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "on_cpu"),
+    [(torch.float32, torch.float32), (torch.float16, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
+)
+def test_a_cpu_that_takes_over_computes_float32_where_the_gpu_did(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, on_gpu: torch.dtype, on_cpu: torch.dtype
+) -> None:
+    monkeypatch.setattr(device, "has_fast_bf16", lambda: True)
+    passes = Passes([], ((),), 1, torch.device("cuda"), on_gpu)
+    assert placement.place_on_cpu(passes, load_model(make_model()).plan).precision == on_cpu
 
 
 class FakeCuda(str):
