@@ -83,8 +83,8 @@ def digest_file(path: Path) -> bytes:
 class TileCache:
     """A folder of results, up to `limit_gib`; those longest unused go first.
 
-    What this process has used or written stays, so that a case larger than the limit keeps its first tiles
-    instead of none. Two processes may exceed the limit by a sixteenth each.
+    What this process has used or written since `begin` stays, so that a case larger than the limit keeps its
+    first tiles instead of none. Two processes may exceed the limit by a sixteenth each.
     """
 
     def __init__(self, folder: Path, limit_gib: float) -> None:
@@ -99,7 +99,7 @@ class TileCache:
             self._give_up(error)
 
     def begin(self) -> None:
-        """Start on another case: what the last ones used may go."""
+        """Start another prediction: what the last ones used may go."""
         self._used.clear()
         self._full = False
 

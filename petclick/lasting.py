@@ -37,7 +37,6 @@ class LastingTiles:
         """Digest the images; before that, only memory is used."""
         image = np.ascontiguousarray(case.image)
         self._case = make_key([self._model, repr(image.shape), image.data.cast("B")])
-        self._cache.begin()
 
     def clear(self) -> None:
         """Forget what is in memory."""
@@ -46,6 +45,7 @@ class LastingTiles:
     def start(self) -> None:
         """As in `Store`."""
         self._memory.start()
+        self._cache.begin()
 
     def __contains__(self, key: TileKey) -> bool:
         """As in `Store`."""

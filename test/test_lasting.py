@@ -12,6 +12,7 @@ import torch
 from networks import CPU, ClickNetwork
 
 from petclick import predictor
+from petclick.cache import FRAME_BYTES
 from petclick.clicks import ClickSet, click_set
 from petclick.images import Case
 from petclick.lasting import surroundings
@@ -64,6 +65,23 @@ def test_only_what_changed_is_run_again(
     runs(network)
     run(model, case, FEW, settings)
     assert runs(network) == 0, "undo"
+
+
+def test_what_the_last_prediction_used_makes_room_for_this_one(
+    make_model: MakeModel, make_case: MakeCase, network: ClickNetwork, tmp_path: Path
+) -> None:
+    """In one process, as in the next: MORE's own tile takes the place of the one that it replaces."""
+    case, model = make_case((20, 30, 26)), make_model()
+    tile_bytes = FRAME_BYTES + 4 * 16 * 24 * 20
+    settings = cached(tmp_path / "c", cache_gib=4 * tile_bytes / 2**30)
+    session = Predictor(load_model(model), settings)
+    session.set_case(case)
+    for clicks in (FEW, MORE):
+        session.predict_margin(clicks)
+        assert len(list((tmp_path / "c").iterdir())) == 4
+    assert runs(network) == N_TILES + 1
+    run(model, case, MORE, settings)
+    assert runs(network) == N_TILES - 4
 
 
 @pytest.mark.parametrize("seed", range(3))
