@@ -117,7 +117,7 @@ class Predictor:
 
     @property
     def last_report(self) -> Report:
-        """What the last prediction did."""
+        """What the last prediction did; all 0 where it had no time for the network."""
         return self._report
 
     @property
@@ -129,7 +129,8 @@ class Predictor:
         """Run one batch over an empty patch: a process's first one is slow, and no case need wait for it."""
         passes, patch = self._passes, self._model.plan.patch_size
         passes = replace(passes, networks=passes.networks[:1], mirrors=passes.mirrors[: passes.batch])
-        with torch.inference_mode(), contextlib.suppress(torch.OutOfMemoryError):  # left to the first case
+        # Memory is left to the first case; CuPy's error is a MemoryError.
+        with torch.inference_mode(), contextlib.suppress(torch.OutOfMemoryError, MemoryError):
             guidance = self._draw(click_set([[0, 0, 0]], [[0, 0, 0]]), patch).to(passes.device)
             image = torch.zeros((len(self._model.plan.normalization), *patch), device=passes.device)
             predict_tile(torch.cat((image, guidance)), passes, lambda _: None)
@@ -202,6 +203,7 @@ class Predictor:
                 if deadline < math.inf:
                     if time.monotonic() > deadline:
                         logger.warning("time limit: no time for the network, all is background")
+                        self._report = Report()
                         return None
                     clock = Clock(deadline, self._export_s(self._require_case()))
                 margin = self._run_tiles(self._window, network_clicks, clock)
@@ -264,8 +266,9 @@ class Predictor:
         return torch.from_numpy(encode(clicks, shape, spec))
 
     def _use_less_memory(self, window: SlidingWindow) -> None:
-        """Take the next step down on a GPU that is full: results on the host, single passes, then the CPU."""
+        """Take the next step down where memory is full: results on the host, single passes, then the CPU."""
         passes = self._passes
+        full = "GPU" if passes.device.type == "cuda" else "CPU"
         torch.cuda.empty_cache()
         if self._results_device.type == "cuda":
             self._results_device, step = torch.device("cpu"), "results are kept on the host"
@@ -278,7 +281,7 @@ class Predictor:
             self._kept.clear()  # for tiles of the CPU, which gives other bits
         else:
             raise PetclickError("out of memory on the CPU, too")
-        logger.warning("the GPU is out of memory: %s", step)
+        logger.warning("the %s is out of memory: %s", full, step)
 
     def _use_more_precision(self) -> None:
         """Half precision can overflow to infinity or NaN, which would count as background."""

@@ -18,10 +18,19 @@ SAVE_S, SAVE_S_PER_BYTE = 0.1, 1e-8
 
 @dataclass
 class TileSum:
-    """The sum of a tile's margins, float32 (*patch), over the first `n_batches` of `Passes.batches`."""
+    """The sum of a tile's margins, float32 (*patch), over the first `n_batches` of `Passes.batches`.
+
+    n_found: how many of these were found in the store, not run.
+    """
 
     n_batches: int
     total: torch.Tensor
+    n_found: int = 0
+
+    @property
+    def ran(self) -> bool:
+        """Whether any batch was run."""
+        return self.n_batches > self.n_found
 
     def mean(self, passes: Passes) -> torch.Tensor:
         """The mean margin, with the bits of `tiles.predict_tile` once all batches are in."""
@@ -91,7 +100,7 @@ def _begun(key: TileKey, n_batches: int, store: Store) -> TileSum | None:
     for n in range(n_batches - 1, 0, -1):
         total = store.find(replace(key, n_batches=n))
         if total is not None:
-            return TileSum(n, total.clone())
+            return TileSum(n, total.clone(), n_found=n)
     return None
 
 

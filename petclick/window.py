@@ -44,7 +44,8 @@ MOST_CHANGED = 0.25
 class Report:
     """What a prediction did, in tiles: `total`, `empty` (nothing to see there), `ran` (none, some or all).
 
-    batches: of `Passes.batches`, how many each tile that was run has got, where time was limited.
+    batches: where time was limited, how many of `Passes.batches` each tile that was not complete has got,
+    with those of earlier predictions.
     """
 
     total: int = 0
@@ -114,7 +115,7 @@ class SlidingWindow:
         if clock is not None:
             limited = self._refine(to_run, clicks, passes, store, draw, bar, clock)
             report.batches = [limited[corner].n_batches if corner in limited else 0 for corner in to_run]
-            report.ran = len(limited)
+            report.ran = sum(each.ran for each in limited.values())
         for corner, key in wanted.items():
             if not reached[corner]:
                 continue

@@ -204,7 +204,10 @@ def test_a_mask_that_does_not_fit_the_gpu_is_made_on_the_host(
 
 
 def test_no_memory_on_the_cpu_either(
-    make_model: MakeModel, make_case: MakeCase, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel,
+    make_case: MakeCase,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Endless(ClickNetwork):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -214,6 +217,22 @@ def test_no_memory_on_the_cpu_either(
     session = ready(make_model(), make_case(), replace(CPU, mirror_axes=(0,)))
     with pytest.raises(PetclickError, match="out of memory on the CPU, too"):
         session.predict(click_set([], []))
+    assert caplog.messages == ["the CPU is out of memory: mirrored passes run 1 at a time"]
+
+
+def test_a_warm_up_for_which_there_is_no_memory_is_left_out(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(ClickNetwork):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise errors.pop()
+
+    errors = [torch.OutOfMemoryError("no memory"), MemoryError()]
+    monkeypatch.setattr(predictor, "load_network", lambda *_: Full())
+    session = Predictor(load_model(make_model()), CPU)
+    session.warm_up()
+    session.warm_up()
+    assert errors == []
 
 
 class Overflowing(ClickNetwork):

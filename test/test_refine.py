@@ -82,9 +82,12 @@ def test_what_a_limit_cut_short_goes_on_where_it_stopped(
     n_tiles = report.ran
     for network in networks:
         network.passes = 0
+    left = 2 * n_tiles
     for n in (n_tiles // 2, n_tiles // 2, 0, n_tiles // 3, 10 * n_tiles):
         margin, report = limited(window, clicks, passes, store, n)
         assert torch.equal(margin, whole) == (n > n_tiles)
+        assert report.ran == min(n, left), "tiles that got a batch of this prediction, each one of them"
+        left -= report.ran
     assert sum(network.passes for network in networks) == n_tiles * 2 * 2
     margin, report = limited(window, clicks, passes, store, 0)
     assert torch.equal(margin, whole)

@@ -21,6 +21,7 @@ from petclick.clicks import ClickSet, click_set
 from petclick.images import Case
 from petclick.model import load_model
 from petclick.predictor import Predictor
+from petclick.window import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 MakeModel = Callable[..., Path]
@@ -101,6 +102,16 @@ def test_a_limit_that_ran_out_leaves_a_case_that_can_be_finished(session: Callab
     each = session()
     assert not np.array_equal(each.predict(CLICKS, time.monotonic() + 0.8), whole)
     np.testing.assert_array_equal(each.predict(CLICKS), whole)
+
+
+def test_the_report_of_a_prediction_without_time_is_not_the_last_ones(
+    session: Callable[..., Predictor],
+) -> None:
+    each = session(0.0)
+    each.predict(CLICKS)
+    assert each.last_report.ran > 0
+    assert not each.predict(CLICKS, time.monotonic() - 1).any()
+    assert each.last_report == Report()
 
 
 def test_the_next_process_goes_on_where_this_one_stopped(
