@@ -47,23 +47,13 @@ class Clock:
             self._pieces_s.append(now_s - self._asked_s)
         self._asked_s = now_s
         next_s, slowdown = max(self._pieces_s, default=0.0), 1.0
-        if self.has_pace:
+        if len(self._pieces_s) == WINDOW:  # fewer tell no pace
             self._best_s = min(self._best_s, self._pace_s)
             slowdown = min(self._pace_s / self._best_s, MOST_SLOWDOWN) if self._best_s > 0 else 1.0
         if now_s + next_s + slowdown * self._reserve_s > self._deadline_s:
             self._deadline_s = float("-inf")
             return False
         return True
-
-    @property
-    def has_pace(self) -> bool:
-        """Whether enough pieces have been measured for `forecast`."""
-        return len(self._pieces_s) == WINDOW
-
-    def forecast(self) -> float:
-        """How many more pieces fit at the present pace."""
-        left_s = self._deadline_s - self._now() - self._reserve_s
-        return max(left_s, 0.0) / self._pace_s if self._pace_s > 0 else float("inf")
 
     @property
     def _pace_s(self) -> float:

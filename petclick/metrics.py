@@ -190,18 +190,11 @@ def case_summary(steps: Sequence[Score]) -> dict[str, float]:
     return last | {f"{name}_auc": value for name, value in step_aucs(steps).items()}
 
 
-def mean_over_cases(summaries: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each figure over the cases where it is defined; NaN where it is defined in none."""
-    table = {name: np.array([summary[name] for summary in summaries]) for name in summaries[0]}
-    defined = {name: values[~np.isnan(values)] for name, values in table.items()}
-    return {name: float(values.mean()) if len(values) else float("nan") for name, values in defined.items()}
-
-
 def weighted_ranks(models: Mapping[str, Mapping[str, float]], protocol: ProtocolName) -> dict[str, float]:
     """Compare models as a challenge compares teams: weighted mean of ranks, 1 is best, ties share theirs.
 
     Args:
-        models: name -> `mean_over_cases` of its cases; the figures of `RANK_WEIGHTS[protocol]` must be there.
+        models: name -> its figures, means over cases; those of `RANK_WEIGHTS[protocol]` must be there.
         protocol: whose weights hold.
     """
     from scipy.stats import rankdata  # slow to import, and inference, which has no use for it, comes by here

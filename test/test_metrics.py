@@ -23,7 +23,6 @@ from petclick.metrics import (
     Score,
     auc,
     case_summary,
-    mean_over_cases,
     overlaps,
     score,
     step_aucs,
@@ -261,11 +260,6 @@ def test_case_summary() -> None:
     assert {name: summary[f"{name}_last"] for name in asdict(STEPS[0])} == asdict(STEPS[2])
     assert len(summary) == 11
     assert all(set(weights) <= set(summary) for weights in RANK_WEIGHTS.values())
-
-
-def test_mean_leaves_out_undefined_figures() -> None:
-    summaries = [{"a": 1.0, "b": math.nan}, {"a": math.nan, "b": math.nan}, {"a": 4.0, "b": math.nan}]
-    assert mean_over_cases(summaries) == pytest.approx({"a": 2.5, "b": math.nan}, nan_ok=True)
 
 
 def test_weighted_ranks() -> None:
