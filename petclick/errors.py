@@ -1,4 +1,7 @@
-"""What can go wrong, and the exit code that goes with it. Mapped to the process in `petclick.cli` only."""
+"""What can go wrong, and the exit code that goes with it.
+
+`petclick.program` maps errors to the process's end, `petclick.server` to HTTP.
+"""
 
 import errno
 import re

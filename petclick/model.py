@@ -124,7 +124,7 @@ def load_network(model: Model, checkpoint: Path) -> nn.Module:
     except Exception as error:  # whatever the class makes of arguments that are not its own
         raise_if_out_of_memory(error)
         where = model.folder / "plans.json"
-        raise InputError(where, f"must describe a network ({_first_lines(error)})") from None
+        raise InputError(where, f"must describe a network ({_in_one_line(error)})") from None
     weights = {
         unwrap(name): value
         for name, value in read_checkpoint(checkpoint)["network_weights"].items()
@@ -133,7 +133,7 @@ def load_network(model: Model, checkpoint: Path) -> nn.Module:
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise InputError(checkpoint, f"weights must fit plans.json ({_first_lines(error)})") from None
+        raise InputError(checkpoint, f"weights must fit plans.json ({_in_one_line(error)})") from None
     assert isinstance(network, nn.Module)
     return network.eval().requires_grad_(False)
 
@@ -151,10 +151,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         # PyTorch's message also says how to load such a file all the same, which is no advice for users.
         reason = re.search(r"GLOBAL \S+|Unsupported \w+ \S+", str(error))
         rule = "must hold weights only, nothing that runs code"
-        raise InputError(path, rule, reason.group() if reason else _first_lines(error)) from None
+        raise InputError(path, rule, reason.group() if reason else _in_one_line(error)) from None
     except Exception as error:  # a damaged pickle fails in any of many ways
         raise_if_out_of_memory(error)
-        raise InputError(path, f"must be a readable PyTorch checkpoint ({_first_lines(error)})") from None
+        raise InputError(path, f"must be a readable PyTorch checkpoint ({_in_one_line(error)})") from None
     weights = content.get("network_weights") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise InputError(path, "must be an nnU-Net checkpoint with 'network_weights'")
@@ -168,7 +168,8 @@ def unwrap(name: str) -> str:
     return name
 
 
-def _first_lines(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
+    """The beginning of a library's message."""
     return " ".join(str(error).split())[:300]
 
 
