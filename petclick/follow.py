@@ -11,6 +11,11 @@ from petclick.grid import Grid
 
 Image = npt.NDArray[np.float32]
 
+OUT_OF_REACH = 500.0
+"""A click on the wrong side by more than this is not followed: no network is that sure, nothing is predicted
+there (`preprocess.BACKGROUND_MARGIN`), and the shift that it asks for would be everyone's."""
+MOST_CLICKS = 400
+"""Of more, as in scribbles, every n-th voxel is followed: the cost grows with the cube."""
 LOCAL_REACH = 4.0
 """A click's local correction ends at this many `local_mm`, where less than a thousandth of it is left."""
 
@@ -28,7 +33,8 @@ def follow_clicks(
     The shift is a Gaussian process of mean 0: a part common to all voxels, and a local one whose correlation
     falls with the distance, exp(-d**2 / (2 local_mm**2)). Each click observes the sign of its voxel's margin
     with a logistic likelihood, and the mode of the posterior is taken (Laplace's approximation; Rasmussen and
-    Williams, Gaussian Processes for Machine Learning, 2006, section 3.4). Without clicks nothing moves.
+    Williams, Gaussian Processes for Machine Learning, 2006, section 3.4). Without clicks nothing moves, and a
+    voxel that is clicked twice counts once.
 
     Args:
         margin: float32 (z, y, x), in logits.
@@ -38,6 +44,7 @@ def follow_clicks(
         local_variance: of the local part.
         local_mm: the distance over which it changes, above 0.
     """
+    clicks = _worth_following(margin, clicks)
     if not len(clicks) or common_variance + local_variance == 0:
         return margin
     spacing_mm = np.array(grid.spacing_zyx_mm)
@@ -69,3 +76,12 @@ def follow_clicks(
             z, y, x = (np.exp(-(o**2) / (2 * local_mm**2)).astype(np.float32) for o in offsets_mm)
             shifted[box] += np.float32(strength) * z * y * x
     return shifted
+
+
+def _worth_following(margin: Image, clicks: ClickSet) -> ClickSet:
+    """Each clicked voxel once, without those out of reach, and not too many."""
+    index, kind = clicks.index_zyx, clicks.kind
+    value = margin[tuple(index.T)] * np.where(kind == KINDS.index("tumor"), 1, -1)
+    points = np.unique(np.column_stack((kind, index))[value > -OUT_OF_REACH], axis=0)
+    points = points[:: len(points) // MOST_CLICKS + 1]
+    return ClickSet(points[:, 1:], points[:, 0])

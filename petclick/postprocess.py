@@ -45,9 +45,9 @@ class PostprocessSpec:
 
     threshold_prior: precision of the margin's common shift to the clicks (`follow_clicks`), 0 for no such
     shift; local_variance, local_mm: variance and width of its local corrections, variance 0 for none;
-    close_mm: each large component is closed by a ball of this radius (`close_large`);
     suv_floor: voxels below it leave the mask, except in components with a tumour click;
     drop_background: a component with background clicks and no tumour click is removed;
+    close_mm: each large component is closed by a ball of this radius (`close_large`);
     split: a component with clicks of both kinds is divided between them;
     grow: a tumour click outside the mask extends it, or grows a lesion of at most `grow_most_ml`;
     min_volume_ml: smaller components without a tumour click are removed;
@@ -57,9 +57,9 @@ class PostprocessSpec:
     threshold_prior: float = 0.0
     local_variance: float = 0.0
     local_mm: float = 20.0
-    close_mm: float = 0.0
     suv_floor: float = 0.0
     drop_background: bool = False
+    close_mm: float = 0.0
     split: bool = False
     grow: bool = False
     grow_most_ml: float = 20.0

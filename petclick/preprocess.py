@@ -35,8 +35,8 @@ from petclick.orientation import orient
 
 logger = logging.getLogger(__name__)
 
-BACKGROUND_MARGIN = -1.0
-"""The lesion's margin where nothing is predicted."""
+BACKGROUND_MARGIN = -1000.0
+"""The lesion's margin where nothing is predicted: so far below 0 that no correction makes it a lesion."""
 MAX_NETWORK_VOXELS = 400_000_000
 """Of a case once it is resampled; a whole body at 2 mm has 50 to 100 million."""
 MAX_RATIO, RATIO_FREE_VOXELS = 32, 2_000_000

@@ -23,6 +23,7 @@ from petclick.postprocess import (
     postprocess,
     split_at_clicks,
 )
+from petclick.preprocess import BACKGROUND_MARGIN
 
 SHAPE = (9, 14, 20)
 GRID = Grid((20, 14, 9), (2.0, 2.5, 4.0), (5.0, -3.0, 11.0), (-1, 0, 0, 0, 1, 0, 0, 0, 1))
@@ -109,6 +110,32 @@ def test_scribbles_of_neighbours_and_hard_margins_are_followed() -> None:
     assert np.isfinite(shifted).all()
     assert (shifted[4, 6, 2:18] > -5).all()
     assert shifted[0, 0, 0] < -5
+
+
+def test_what_was_not_predicted_stays_background_whatever_is_clicked() -> None:
+    """Ten lesions that the network missed surely, beside air that was left out."""
+    margin = volume(outside=-8.0)
+    margin[:, :, 12:] = BACKGROUND_MARGIN
+    missed = [(z, y, 3) for z in (1, 4, 7) for y in (1, 5, 9, 12)]
+    shifted = follow_clicks(margin, click_set(missed, []), GRID, 0.5, 16.0, 3.0)
+    assert (shifted[:, :, 12:] < BACKGROUND_MARGIN / 2).all()
+    assert shifted[4, 5, 3] > margin[4, 5, 3]
+    outside = click_set([(4, 6, 15)], [])
+    np.testing.assert_array_equal(follow_clicks(margin, outside, GRID, 0.5, 16.0, 3.0), margin)
+
+
+def test_a_voxel_that_is_clicked_often_counts_once() -> None:
+    margin = volume(outside=-2.0)
+    once, often = click_set([(4, 7, 10)], []), click_set([(4, 7, 10)] * 50, [])
+    expected = follow_clicks(margin, once, GRID, 0.5, 16.0, 20.0)
+    np.testing.assert_array_equal(follow_clicks(margin, often, GRID, 0.5, 16.0, 20.0), expected)
+
+
+def test_of_very_many_clicks_some_are_followed() -> None:
+    margin = volume(outside=-2.0)
+    every = click_set(np.argwhere(margin[:, :, :10] < 0), np.argwhere(margin < 0)[-1:])
+    shifted = follow_clicks(margin, every, GRID, 0.5, 16.0, 20.0)
+    assert (shifted[:, :, :8] > 0).all()
 
 
 def hollow() -> np.ndarray:
