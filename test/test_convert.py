@@ -15,10 +15,11 @@ from petclick.grid import Grid
 from petclick.images import read_case, read_image, write_image, write_mask
 from petclick.orientation import orient
 from petclick.phantom import make_patient
-from training import convert, organ_fpv, phantoms
+from training import convert, organ_fpv, phantoms, preprocess
 from training.organs import ORGAN_LABEL, ORGANS, organs_of_tissues
 from training.preprocess import STARTER_SPLITS, splits_for
 from training.raw import RawDataset, read_splits, spread_splits
+from training.settings import DEFAULT_FILE
 
 DATASET = "Dataset778_Mix"
 COARSE = "12,12,12"
@@ -94,7 +95,7 @@ def test_a_case_that_fails_leaves_nothing_half_written(raw: Path, monkeypatch: p
     monkeypatch.setattr("training.raw.write_image", fail)
     with pytest.raises(KeyboardInterrupt):
         add_phantoms("--cases", "1", "--tracers", "psma")
-    assert contents(raw) == {}
+    assert set(contents(raw)) == {"orientation.json"}
 
 
 def test_phantoms_of_another_spacing_are_not_mixed_in(raw: Path) -> None:
@@ -244,6 +245,51 @@ def test_autopet_is_copied_or_linked(raw: Path, tmp_path: Path, link: bool) -> N
     out = tmp_path / "splits.json"
     convert.main(["splits", DATASET, str(out), "--base", str(raw / "splits_final.json")])
     assert json.loads((raw / "dataset.json").read_text())["numTraining"] == 3
+
+
+AUTOPET = ["--settings", str(DEFAULT_FILE.with_name("autopet.yaml"))]  # takes cases as they are stored
+
+
+def test_published_settings_keep_cases_as_they_are_stored(raw: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_archive(source, NAMES, "RAS")
+    convert.main(["autopet", str(source), "--dataset", DATASET, "--link", *AUTOPET])
+    for part, n_files in (("imagesTr", 4), ("labelsTr", 2)):
+        links = [*(raw / part).iterdir()]
+        assert len(links) == n_files
+        assert all(link.resolve() == source / part / link.name for link in links)
+    assert json.loads((raw / "orientation.json").read_text()) == {"orientation": None}
+
+
+def test_data_sets_of_another_orientation_are_refused(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    source = tmp_path / "source"
+    write_archive(source, NAMES, "RAS")
+    archive = ["autopet", str(source), "--dataset", DATASET]
+    convert.main([*archive, *AUTOPET])
+    before = contents(raw)
+    for command in (archive, [*archive, "--dry-run"]):
+        with pytest.raises(InputError, match=r'orientation\.json: must be \{"orientation": "LPS"\}.* null'):
+            convert.main(command)
+    with pytest.raises(InputError, match=r"orientation\.json: must be"):
+        add_phantoms("--cases", "1", "--tracers", "fdg")
+    with pytest.raises(InputError, match=r"orientation\.json: must be"):
+        preprocess.main([DATASET, "--dry-run"])
+    preprocess.main([DATASET, "--dry-run", *AUTOPET])
+    add_phantoms("--cases", "1", "--tracers", "fdg", *AUTOPET)
+    assert contents(raw).items() > {name: before[name] for name in before if name != "dataset.json"}.items()
+
+
+def test_data_set_without_a_note_is_judged_by_its_images(raw: Path, tmp_path: Path) -> None:
+    write_archive(tmp_path / "source", NAMES, "RAS")
+    convert.main(["autopet", str(tmp_path / "source"), "--dataset", DATASET, *AUTOPET])
+    (raw / "orientation.json").unlink()
+    with pytest.raises(InputError, match=r"_0001\.nii\.gz: must lie as LPS"):
+        add_phantoms("--cases", "1", "--tracers", "fdg")
+    RawDataset(DATASET).require_orientation("RAS")
+    RawDataset(DATASET).require_orientation(None)
 
 
 def test_autopet_is_turned_with_its_clicks_and_organs(raw: Path, tmp_path: Path) -> None:

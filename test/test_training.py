@@ -113,6 +113,22 @@ def test_converted_cases_are_upright_and_on_pets_grid(workshop: Path) -> None:
     assert np.corrcoef(ct.ravel(), phantom.ct_hu.ravel())[0, 1] > 0.95
 
 
+def test_settings_without_an_orientation_keep_patients_as_they_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    write_patients(tmp_path / "source")
+    published = settings.DEFAULT_FILE.with_name("autopet.yaml")
+    command = ["sts", str(tmp_path / "source"), "--dataset", DATASET, "--everyone"]
+    convert.main([*command, "--settings", str(published)])
+    stored, stored_grid = read_image(tmp_path / "source" / "STS_002" / "PET_image.nii.gz")
+    pet, grid = read_image(tmp_path / "raw" / DATASET / "imagesTr" / "STS_002_0001.nii.gz")
+    assert grid.matches(stored_grid)
+    np.testing.assert_array_equal(pet, stored)
+    with pytest.raises(InputError, match=r'orientation\.json: must be \{"orientation": "LPS"\}'):
+        convert.main(command)
+
+
 def test_plan_holds_the_settings_wishes(workshop: Path) -> None:
     plans = json.loads((workshop / "model" / "plans.json").read_text())
     configuration = plans["configurations"][preprocess.CONFIGURATION]

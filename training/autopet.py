@@ -25,7 +25,6 @@ from petclick.images import AIR_HU, describe, read_image, to_grid, write_image
 from petclick.orientation import orient
 from training.organs import ORGANS
 from training.raw import ENDING, RawDataset, read_grid, write_json
-from training.settings import load_settings
 
 Mask = npt.NDArray[np.uint8]
 
@@ -76,27 +75,32 @@ def find_names(source: Path) -> list[str]:
 
 
 def convert_autopet(
-    source: Path, dataset: str, link: bool = False, extras: Extras | None = None, dry_run: bool = False
+    source: Path,
+    dataset: str,
+    orientation: str | None,
+    link: bool = False,
+    extras: Extras | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Check and place the archive's cases; those that are there are kept.
 
-    A case that lies as the settings' orientation asks is copied or linked as it is; another is turned around
-    and written anew.
+    A case that lies as the orientation asks is copied or linked as it is; another is turned and written anew.
 
     Args:
         source: folder with imagesTr and labelsTr.
         dataset: `DatasetNNN_NAME`, made in nnUNet_raw, or there with cases of any source.
+        orientation: axis code as which all shall lie; None for each as it is stored.
         link: link images and labels instead of copying them.
         extras: organ masks and clicks.
         dry_run: only tell what would be done.
 
     Raises:
-        InputError: a file is missing or refused, a case's files lie on different grids, or a label holds more
-            than 0 and 1.
+        InputError: a file is missing or refused, a case's files lie on different grids, a label holds more
+            than 0 and 1, or cases that are there lie otherwise.
     """
     extras = extras or Extras()
-    orientation = load_settings().guidance.orientation
     raw = RawDataset(dataset)
+    raw.require_orientation(orientation)
     names = find_names(source)
     missing = [name for name in names if not raw.has(name, extras.mask(name) is not None)]
     organs = sum(extras.mask(name) is not None for name in names)
@@ -105,6 +109,7 @@ def convert_autopet(
     )
     if dry_run:
         return
+    raw.note_orientation(orientation)
     for name in tqdm(missing, desc="autoPET", unit="case"):
         _place(raw, source, name, link, extras, orientation)
     splits = source / "splits_final.json"

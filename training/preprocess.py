@@ -20,6 +20,8 @@ from tqdm import tqdm
 from petclick.errors import InputError, PetclickError
 from petclick.files import read_json
 from petclick.program import run
+from training.raw import nnunet_folder as nnunet_folder  # other modules take it from here
+from training.raw import require_orientation
 from training.settings import Architecture, TrainingSettings, load_settings
 
 PLANS = "nnUNetResEncUNetPlans"
@@ -109,10 +111,15 @@ def preprocess(
         splits_file: the folds; None for those that are there, else nnU-Net's own five.
         jobs: processes.
         dry_run: only tell.
+
+    Raises:
+        InputError: a file is missing or refused, or the cases lie otherwise than the settings' guidance says.
     """
     raw, folder = (nnunet_folder(name) / dataset for name in ("nnUNet_raw", "nnUNet_preprocessed"))
     settings = load_settings(settings_file)
     cases = raw_cases(raw)
+    one_each = (Path(case["images"][0]) for case in cases.values())
+    require_orientation(raw, one_each, settings.guidance.orientation)
     splits = None if splits_file is None else splits_for(sorted(cases), splits_file)
     if dry_run:
         _tell(raw, folder, cases, settings, splits_file)
@@ -298,20 +305,6 @@ def _tell(
     )
     print(f"would plan with {settings.architecture}, preprocess what that changes, and take the folds of")
     print(f"  {splits_file or folder / 'splits_final.json (five by nnU-Net if it is not there)'}")
-
-
-def nnunet_folder(variable: str) -> Path:
-    """The folder that one of nnU-Net's environment variables names.
-
-    Raises:
-        InputError: the variable is not set.
-    """
-    value = os.environ.get(variable)
-    if not value:
-        raise InputError(
-            variable, "this environment variable must name a folder (nnU-Net's layout)", "nothing"
-        )
-    return Path(value)
 
 
 def main(arguments: list[str] | None = None) -> None:

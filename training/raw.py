@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,14 @@ import SimpleITK as sitk
 from petclick.errors import InputError
 from petclick.files import read_json, require_file
 from petclick.grid import Grid
-from petclick.images import AIR_HU, Case, to_grid, write_image
+from petclick.images import AIR_HU, Case, describe, to_grid, write_image
 from petclick.orientation import orient
-from training.preprocess import nnunet_folder
 
 Mask = npt.NDArray[np.uint8]
 
 ENDING = ".nii.gz"
+ORIENTATION = "orientation.json"
+"""Beside dataset.json; tells how the cases lie: an axis code, or null for each as its source stored it."""
 N_FOLDS = 5
 
 
@@ -63,6 +64,21 @@ class RawDataset:
     def has(self, case: str, organs: bool) -> bool:
         """Whether all files of a case are there; each was renamed when it was complete."""
         return all(path.is_file() for path in self.files(case, organs).values())
+
+    def require_orientation(self, orientation: str | None) -> None:
+        """Refuse an axis code (None: as stored) that is not that of the cases which are there.
+
+        Raises:
+            InputError: as `require_orientation`.
+        """
+        whole = [case for case in self.cases() if self.has(case, organs=False)]
+        if whole:
+            pets = (self.files(case, organs=False)["pet"] for case in whole)
+            require_orientation(self.folder, pets, orientation)
+
+    def note_orientation(self, orientation: str | None) -> None:
+        """Write down how the cases lie; done before the first is added, lest a killed run leave no note."""
+        write_json({"orientation": orientation}, self.folder / ORIENTATION)
 
     def add(
         self, case: Case, lesion: Mask, organs: Mask | None = None, orientation: str | None = None
@@ -109,6 +125,45 @@ class RawDataset:
             "file_ending": ENDING,
         }
         write_json(content, self.folder / "dataset.json")
+
+
+def nnunet_folder(variable: str) -> Path:
+    """The folder that one of nnU-Net's environment variables names.
+
+    Raises:
+        InputError: the variable is not set.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise InputError(
+            variable, "this environment variable must name a folder (nnU-Net's layout)", "nothing"
+        )
+    return Path(value)
+
+
+def require_orientation(folder: Path, images: Iterable[Path], orientation: str | None) -> None:
+    """Refuse a raw data set whose cases lie otherwise than inference will turn its cases.
+
+    Args:
+        folder: the data set.
+        images: one of each case, looked at where the data set was made elsewhere and has no note.
+        orientation: the settings' axis code; None for cases as they are stored.
+
+    Raises:
+        InputError: the note names another orientation, or an image lies otherwise or cannot be read.
+    """
+    note = folder / ORIENTATION
+    if note.is_file():
+        content = read_json(note)
+        if content != {"orientation": orientation}:
+            wanted = json.dumps({"orientation": orientation})
+            raise InputError(note, f"must be {wanted}, as in the settings' guidance", json.dumps(content))
+    elif orientation is not None:
+        for image in images:
+            grid = read_grid(image)
+            if not orient(grid, orientation).matches(grid):
+                rule = f"must lie as {orientation}, the orientation in the settings' guidance"
+                raise InputError(image, rule, describe(grid))
 
 
 def read_grid(path: Path) -> Grid:
