@@ -18,7 +18,7 @@ from petclick.phantom import make_patient
 from training import convert, organ_fpv, phantoms, preprocess
 from training.organs import ORGAN_LABEL, ORGANS, organs_of_tissues
 from training.preprocess import STARTER_SPLITS, splits_for
-from training.raw import RawDataset, read_splits, spread_splits
+from training.raw import RawDataset, patient_of, read_splits, spread_splits
 from training.settings import DEFAULT_FILE
 
 DATASET = "Dataset778_Mix"
@@ -122,6 +122,57 @@ def test_splits_keep_patients_and_spread_phantoms(raw: Path, tmp_path: Path) -> 
     add_phantoms("--cases", "1", "--tracers", "fdg", "--seed", "50", "--splits", str(out))
     assert any("phantom_fdg_0050" in split["val"] for split in read_splits(out))
     assert out.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("case", "patient"),
+    [
+        ("psma_aa11_2018-04-23", "psma_aa11"),
+        ("fdg_0011f3deaf_03-23-2003-NA-PET-CT Ganzkoerper  primaer mit KM-07052", "fdg_0011f3deaf"),
+        ("fdg_01_PET-CT Ganzkoerper", "fdg_01_PET-CT Ganzkoerper"),
+        ("phantom_fdg_0007", "phantom_fdg_0007"),
+        ("STS_001", "STS_001"),
+    ],
+)
+def test_studies_are_of_the_patient_in_their_name(case: str, patient: str) -> None:
+    assert patient_of(case) == patient
+
+
+def test_all_studies_of_a_patient_are_in_one_fold() -> None:
+    dates = ("2018-04-23", "2019-04-30", "2020-01-02")
+    cases = [f"psma_{patient:02d}_{date}" for patient in range(10) for date in dates]
+    base = [{"train": [], "val": names} for names in ([cases[0]], [cases[3]], [cases[6]])]
+    for folds in (spread_splits(cases, []), spread_splits(cases, base)):
+        patients = [{patient_of(case) for case in fold["val"]} for fold in folds]
+        assert sum(len(each) for each in patients) == 10
+        assert all(fold["train"] == sorted({*cases} - {*fold["val"]}) for fold in folds)
+    assert [fold["val"][:3] for fold in folds] == [cases[:3], cases[3:6], cases[6:9]]
+
+
+def test_starters_cases_stay_in_their_folds() -> None:
+    """As the shipped weights were trained: sarcoma patients and phantoms of both tracers."""
+    base = read_splits(STARTER_SPLITS)
+    patients = [case for split in base for case in split["val"]]
+    fdg = [f"phantom_fdg_{number:04d}" for number in range(16)]
+    psma = [f"phantom_psma_{number:04d}" for number in range(20, 36)]
+    folds = spread_splits([*patients, *fdg, *psma], base)
+    for fold, first_fdg, first_psma in zip(range(5), (4, 0, 1, 2, 3), (3, 4, 0, 1, 2), strict=True):
+        expected = [*base[fold]["val"], *fdg[first_fdg::5], *psma[first_psma::5]]
+        assert folds[fold]["val"] == sorted(expected)
+
+
+def test_an_archives_folds_are_kept_unless_others_are_named(raw: Path, tmp_path: Path) -> None:
+    add_phantoms("--cases", "2", "--tracers", "fdg")
+    out, other = tmp_path / "out.json", tmp_path / "other.json"
+    names = ["phantom_fdg_0000", "phantom_fdg_0001"]
+    for file, val in ((raw / "splits_final.json", names), (other, names[:1])):
+        file.write_text(json.dumps([{"train": [], "val": []}, {"train": [], "val": val}]))
+    phantom = ["phantom", "--dataset", DATASET, "--spacing", COARSE, "--cases", "2", "--tracers", "fdg"]
+    for command in (["splits", DATASET, str(out)], [*phantom, "--splits", str(out)]):
+        convert.main(command)
+        assert [fold["val"] for fold in read_splits(out)] == [[], names]
+        convert.main([*command, "--base", str(other)])
+        assert [fold["val"] for fold in read_splits(out)] == [names[1:], names[:1]]
 
 
 def test_uneven_kinds_are_balanced_over_the_folds() -> None:

@@ -19,12 +19,12 @@ from tqdm import tqdm
 from petclick.clicks import load_clicks, save_clicks
 from petclick.errors import InputError
 from petclick.evaluation.cases import read_mask
-from petclick.files import listing, read_json
+from petclick.files import listing
 from petclick.grid import Grid
 from petclick.images import AIR_HU, describe, read_image, to_grid, write_image
 from petclick.orientation import orient
 from training.organs import ORGANS
-from training.raw import ENDING, RawDataset, read_grid, write_json
+from training.raw import ENDING, SPLITS, RawDataset, read_grid, read_splits, write_json
 
 Mask = npt.NDArray[np.uint8]
 
@@ -112,9 +112,9 @@ def convert_autopet(
     raw.note_orientation(orientation)
     for name in tqdm(missing, desc="autoPET", unit="case"):
         _place(raw, source, name, link, extras, orientation)
-    splits = source / "splits_final.json"
+    splits = source / SPLITS
     if splits.is_file():
-        write_json(read_json(splits), raw.folder / splits.name)
+        write_json(read_splits(splits), raw.folder / SPLITS)
     raw.describe()
 
 

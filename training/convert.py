@@ -14,7 +14,6 @@ orientation that the training's settings name, since inference turns its cases s
 """
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from training.phantoms import (
     write_phantom_cases,
 )
 from training.preprocess import STARTER_SPLITS
-from training.raw import RawDataset, read_splits, spread_splits, write_json
+from training.raw import SPLITS, RawDataset, read_splits, spread_splits, write_json
 from training.settings import load_settings
 
 Mask = npt.NDArray[np.uint8]
@@ -91,7 +90,7 @@ def convert_sts(
     Raises:
         InputError: a file is missing or refused, or cases that are there lie otherwise.
     """
-    chosen = {case for split in json.loads(STARTER_SPLITS.read_text("utf-8")) for case in split["val"]}
+    chosen = {case for split in read_splits(STARTER_SPLITS) for case in split["val"]}
     patients = [path for path in find_patients(source) if everyone or path.name in chosen]
     raw = RawDataset(dataset)
     raw.require_orientation(orientation)
@@ -106,13 +105,24 @@ def convert_sts(
     raw.describe()
 
 
-def write_splits(dataset: str, out: Path, base: Path) -> None:
-    """Write folds over a data set's cases: those of `base` as there, all others dealt out evenly."""
+def write_splits(dataset: str, out: Path, base: Path | None = None) -> None:
+    """Write folds over a data set's cases: those of `base` as there, all others dealt out evenly, by patient.
+
+    Args:
+        dataset: `DatasetNNN_NAME` in nnUNet_raw.
+        out: the JSON file.
+        base: folds to keep; None for the data set's own, which an archive brought, else the starter's.
+
+    Raises:
+        InputError: the data set has no cases, or `base` holds no folds.
+    """
     raw = RawDataset(dataset)
+    own = raw.folder / SPLITS
+    base = base or (own if own.is_file() else STARTER_SPLITS)
     if not (cases := raw.cases()):
         raise InputError(raw.folder / "labelsTr", "must hold cases", "none")
     write_json(spread_splits(cases, read_splits(base)), out)
-    logger.info("folds of %d cases are in %s", len(cases), out)
+    logger.info("folds of %d cases, with those of %s kept, are in %s", len(cases), base, out)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -124,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         counts = (options.tracers, options.cases, options.seed)
         add_phantoms(options.dataset, *counts, _orientation(options), options.spacing, options.dry_run)
         if options.splits and not options.dry_run:
-            write_splits(options.dataset, options.splits, STARTER_SPLITS)
+            write_splits(options.dataset, options.splits, options.base)
     elif options.command == "autopet":
         extras = Extras(options.organs, options.glands, options.clicks)
         places = (options.source, options.dataset, _orientation(options))
@@ -178,13 +188,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_numbers(phantom)
     _add_settings(phantom)
     phantom.add_argument("--splits", type=Path, help="also write folds of the data set into this JSON file")
+    _add_base(phantom)
 
     splits = commands.add_parser("splits", help="folds over the cases of a data set, as nnU-Net has them")
     splits.add_argument("dataset", help="name in nnUNet_raw")
     splits.add_argument("out", type=Path, help="the JSON file")
-    splits.add_argument(
-        "--base", type=Path, default=STARTER_SPLITS, help="folds to keep (default: the starter's)"
-    )
+    _add_base(splits)
 
     challenge = commands.add_parser(
         "challenge-case", help="one patient -> the challenge's layout, with clicks"
@@ -217,6 +226,12 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
     z, y, x = SPACING_ZYX_MM
     add("--spacing", type=_spacing, default=SPACING_ZYX_MM, help=f"z,y,x in mm (default: {z},{y},{x})")
     _add_dry_run(parser)
+
+
+def _add_base(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base", type=Path, help=f"folds to keep (default: the data set's {SPLITS}, else the starter's)"
+    )
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,8 @@ Mask = npt.NDArray[np.uint8]
 ENDING = ".nii.gz"
 ORIENTATION = "orientation.json"
 """Beside dataset.json; tells how the cases lie: an axis code, or null for each as its source stored it."""
+SPLITS = "splits_final.json"
+"""Folds, as nnU-Net names their file; beside dataset.json where an archive brings its own."""
 N_FOLDS = 5
 
 
@@ -220,11 +222,20 @@ def read_splits(path: Path) -> list[dict[str, list[str]]]:
     return folds
 
 
-def spread_splits(cases: list[str], base: list[dict[str, list[str]]]) -> list[dict[str, list[str]]]:
-    """Folds over all cases: those of `base` stay in their fold, the others are dealt out evenly.
+def patient_of(case: str) -> str:
+    """A case's patient: the name without the study's date and what follows it, as autoPET's names have it.
 
-    Cases that differ only in their last number (phantom_fdg_0001, phantom_fdg_0002) are of one kind; each
-    kind is dealt out by itself, to the folds that hold fewest.
+    psma_aa11_2018-04-23 is of psma_aa11, fdg_01_03-23-2003-NA-PET-CT of fdg_01; other names are their own.
+    """
+    return re.sub(r"_(\d{4}-\d\d-\d\d|\d\d-\d\d-\d{4})(?!\d).*$", "", case)
+
+
+def spread_splits(cases: list[str], base: list[dict[str, list[str]]]) -> list[dict[str, list[str]]]:
+    """Folds over all cases: those of `base` stay in their fold, the others are dealt out evenly, by patient.
+
+    Patients that differ only in their last number (phantom_fdg_0001, phantom_fdg_0002) are of one kind; each
+    kind is dealt out by itself, to the folds that hold fewest. A new case of a patient whom `base` has goes
+    to that patient's fold.
 
     Args:
         cases: all names; those of `base` that are not among them are left out.
@@ -235,12 +246,17 @@ def spread_splits(cases: list[str], base: list[dict[str, list[str]]]) -> list[di
     """
     held_out = [[case for case in split["val"] if case in cases] for split in base]
     held_out = held_out or [[] for _ in range(N_FOLDS)]
-    rest = sorted(set(cases) - {case for fold in held_out for case in fold})
-    kinds: dict[str, list[str]] = {}
-    for case in rest:
-        kinds.setdefault(re.sub(r"\d+$", "", case), []).append(case)
-    for members in kinds.values():
-        smallest_first = sorted(range(len(held_out)), key=lambda fold: len(held_out[fold]))
-        for place, case in enumerate(members):
-            held_out[smallest_first[place % len(held_out)]].append(case)
+    fold_of = {patient_of(case): fold for fold in held_out for case in fold}
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for case in sorted(set(cases) - {case for fold in held_out for case in fold}):
+        patient = patient_of(case)
+        if patient in fold_of:
+            fold_of[patient].append(case)
+        else:
+            kind = kinds.setdefault(re.sub(r"\d+$", "", patient), {})
+            kind.setdefault(patient, []).append(case)
+    for patients in kinds.values():
+        smallest_first = sorted(held_out, key=len)
+        for place, studies in enumerate(patients.values()):
+            smallest_first[place % len(held_out)].extend(studies)
     return [{"train": sorted(set(cases) - set(fold)), "val": sorted(fold)} for fold in held_out]
