@@ -251,6 +251,18 @@ def test_splits_are_checked_and_completed(tmp_path: Path) -> None:
         {"train": ["a", "x"], "val": ["b"]},
         {"train": ["b", "c", "x"], "val": ["a"]},
     ]
+    file.write_text('[{"train": ["p"], "val": ["q_2018-04-23"]}, {"train": ["q_2018-04-23"], "val": ["p"]}]')
+    unnamed = preprocess.splits_for(["p", "q_2018-04-23", "q_2019-04-30"], file)
+    assert [fold["train"] for fold in unnamed] == [["p"], ["q_2018-04-23", "q_2019-04-30"]]
+    with pytest.raises(InputError, match=r"missing\.json: must be a regular file"):
+        preprocess.splits_for(["a"], tmp_path / "missing.json")
+    for text, rule in (("[", "JSON in UTF-8"), ("[]", r"a list of folds.* got \[\]")):
+        file.write_text(text)
+        with pytest.raises(InputError, match=rf"splits\.json: must be {rule}"):
+            preprocess.splits_for(["a"], file)
+    file.write_text('[{"train": ["a"]}]')
+    with pytest.raises(InputError, match=r"splits\.json: must be .* 'val', got \[\{'train': \['a'\]\}\]"):
+        preprocess.splits_for(["a"], file)
     with pytest.raises(InputError, match="must name cases of the data set, got y"):
         splits_for((["a"], ["y"]))
     with pytest.raises(InputError, match="one fold's 'val' at most, got b"):

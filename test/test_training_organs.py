@@ -128,6 +128,25 @@ def test_bad_organ_mask_is_refused(raw: Path, label: int, grid: Grid, message: s
         run(raw, jobs=2 if label == 4 else 1)  # from another process, too
 
 
+def test_folds_are_the_given_else_those_there_else_the_archives(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = str(tmp_path / "settings.yaml")
+    final = cases_folder(raw).with_name("splits_final.json")
+    archive, given = raw / "splits_final.json", tmp_path / "given.json"
+    preprocess.main([DATASET, "--settings", settings, "--dry-run"])
+    assert "nnU-Net, five by case" in capsys.readouterr().out
+    folds = {"archive": [{"train": ["a"], "val": ["b"]}], "given": [{"train": ["b"], "val": ["a"]}]}
+    for file, kind in ((archive, "archive"), (given, "given")):
+        file.write_text(json.dumps(folds[kind]))
+    run(raw)
+    assert json.loads(final.read_text()) == folds["archive"]
+    preprocess.main([DATASET, "--settings", settings, "--jobs", "1", "--splits", str(given)])
+    assert json.loads(final.read_text()) == folds["given"]
+    run(raw)  # what is there stays
+    assert json.loads(final.read_text()) == folds["given"]
+
+
 def test_finished_cases_are_kept_and_stale_ones_are_not(
     raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from petclick.errors import InputError, PetclickError
 from petclick.files import read_json
 from petclick.program import run
+from training.raw import SPLITS, patient_of, read_splits, require_orientation
 from training.raw import nnunet_folder as nnunet_folder  # other modules take it from here
-from training.raw import require_orientation
 from training.settings import Architecture, TrainingSettings, load_settings
 
 PLANS = "nnUNetResEncUNetPlans"
@@ -78,11 +78,13 @@ def adapt_plan(configuration: dict[str, Any], wish: Architecture) -> dict[str, A
 def splits_for(cases: list[str], file: Path) -> list[dict[str, list[str]]]:
     """The file's folds, with the cases that it does not name added to every fold's training.
 
+    A case of a patient whom a fold holds out is left out of that fold's training.
+
     Raises:
-        InputError: a fold names a case that is not there or has one in both parts, or two folds hold out the
-            same case.
+        InputError: the file cannot be read or holds no folds, a fold names a case that is not there or has
+            one in both parts, or two folds hold out the same case.
     """
-    splits: list[dict[str, list[str]]] = json.loads(file.read_text("utf-8"))
+    splits = read_splits(file)
     held_out = [case for split in splits for case in split["val"]]
     named = {case for split in splits for case in (*split["train"], *split["val"])}
     if unknown := sorted(named - {*cases}):
@@ -95,7 +97,16 @@ def splits_for(cases: list[str], file: Path) -> list[dict[str, list[str]]]:
             raise InputError(file, f"fold {number} must not train on what it holds out", ", ".join(both[:10]))
     if others := sorted({*cases} - named):
         logger.info("%d cases that %s does not name are in every fold's training", len(others), file)
-    return [{"train": [*split["train"], *others], "val": split["val"]} for split in splits]
+    return [
+        {"train": [*split["train"], *_of_others(others, split["val"])], "val": split["val"]}
+        for split in splits
+    ]
+
+
+def _of_others(cases: list[str], held_out: list[str]) -> list[str]:
+    """The cases of patients of whom no case is held out."""
+    patients = {patient_of(case) for case in held_out}
+    return [case for case in cases if patient_of(case) not in patients]
 
 
 def preprocess(
@@ -108,7 +119,8 @@ def preprocess(
     Args:
         dataset: `DatasetNNN_NAME`.
         settings_file: training settings; None for the default's.
-        splits_file: the folds; None for those that are there, else nnU-Net's own five.
+        splits_file: the folds; None for those that are there, else those of the raw data set, else nnU-Net's
+            own five.
         jobs: processes.
         dry_run: only tell.
 
@@ -120,6 +132,7 @@ def preprocess(
     cases = raw_cases(raw)
     one_each = (Path(case["images"][0]) for case in cases.values())
     require_orientation(raw, one_each, settings.guidance.orientation)
+    splits_file = splits_file or find_splits(folder, raw)
     splits = None if splits_file is None else splits_for(sorted(cases), splits_file)
     if dry_run:
         _tell(raw, folder, cases, settings, splits_file)
@@ -132,8 +145,13 @@ def preprocess(
     truths.mkdir(exist_ok=True)
     for case in cases.values():  # nnU-Net's own validation looks for them here
         shutil.copy2(case["label"], truths)
-    _write_splits(folder / "splits_final.json", sorted(cases), splits)
+    _write_splits(folder / SPLITS, sorted(cases), splits)
     logger.info("%s is ready in %s", dataset, folder)
+
+
+def find_splits(*folders: Path) -> Path | None:
+    """The folds in the first of the folders that has some."""
+    return next((folder / SPLITS for folder in folders if (folder / SPLITS).is_file()), None)
 
 
 def raw_cases(raw: Path) -> dict[str, Case]:
@@ -182,8 +200,12 @@ def _extract_fingerprint(number: int, raw: Path, folder: Path, cases: dict[str, 
 
 
 def _plan(number: int, folder: Path, wish: Architecture) -> dict[str, Any]:
+    from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
     from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners
 
+    # nnU-Net would stop where the folds asked for, written at the end, are not the raw data set's.
+    copy_splits = default_experiment_planner._maybe_copy_splits_file
+    default_experiment_planner._maybe_copy_splits_file = lambda *_: None
     # The planner takes the number of loader processes, which may be 0, for a number of threads.
     n_loaders = os.environ.pop(LOADERS, None)
     try:
@@ -192,6 +214,7 @@ def _plan(number: int, folder: Path, wish: Architecture) -> dict[str, Any]:
             number, plans_name=PLANS, overwrite_target_spacing=wish.spacing_mm, suppress_transpose=True
         ).plan_experiment()
     finally:
+        default_experiment_planner._maybe_copy_splits_file = copy_splits
         if n_loaders is not None:
             os.environ[LOADERS] = n_loaders
     plans_file = folder / f"{PLANS}.json"
@@ -276,11 +299,9 @@ def _in_process(function: Callable[..., None], item: tuple[Any, ...]) -> str:
 
 
 def _write_splits(file: Path, cases: list[str], splits: list[dict[str, list[str]]] | None) -> None:
-    """The given folds, else those that are there, else nnU-Net's, ready for all of a training's processes."""
+    """The given folds, else nnU-Net's, ready for all of a training's processes."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-    if splits is None:
-        splits = splits_for(cases, file) if file.is_file() else None
     if splits is None and len(cases) >= N_SPLITS:
         splits = generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=N_SPLITS)
     if splits is not None:
@@ -304,7 +325,7 @@ def _tell(
         f"{folder}: {len(cases) - len(todo)} cases are preprocessed as its plan has it, {len(todo)} are not"
     )
     print(f"would plan with {settings.architecture}, preprocess what that changes, and take the folds of")
-    print(f"  {splits_file or folder / 'splits_final.json (five by nnU-Net if it is not there)'}")
+    print(f"  {splits_file or 'nnU-Net, five by case'}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -317,7 +338,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--splits",
         type=Path,
-        help="folds as JSON; cases it does not name train in each (default: five by nnU-Net, by case)",
+        help="folds as JSON; cases it does not name train in each (default: the data set's own "
+        f"{SPLITS}, else five by nnU-Net, by case)",
     )
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"

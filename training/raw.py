@@ -19,7 +19,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from petclick.errors import InputError
-from petclick.files import read_json, require_file
+from petclick.files import read_json, require_file, shorten
 from petclick.grid import Grid
 from petclick.images import AIR_HU, Case, describe, to_grid, write_image
 from petclick.orientation import orient
@@ -218,7 +218,8 @@ def read_splits(path: Path) -> list[dict[str, list[str]]]:
     folds: list[Any] = splits if isinstance(splits, list) and splits else [None]
     names = [fold.get(key) if isinstance(fold, dict) else None for fold in folds for key in ("train", "val")]
     if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
-        raise InputError(path, "must be a list of folds, each with lists of names 'train' and 'val'")
+        rule = "must be a list of folds, each with lists of names 'train' and 'val'"
+        raise InputError(path, rule, shorten(splits))
     return folds
 
 
