@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from petclick.clicks import load_clicks, save_clicks
+from petclick.clicks import click_set, load_clicks, save_clicks
 from petclick.errors import InputError
 from petclick.evaluation.cases import find_cases, read_truth_case
 from petclick.evaluation.protocol import challenge_clicks
@@ -382,6 +382,36 @@ def test_autopet_is_turned_with_its_clicks_and_organs(raw: Path, tmp_path: Path)
     expected[np.isin(glands, (7, 8, 9, 10))] = ORGAN_LABEL["head glands"]
     np.testing.assert_array_equal(organs, expected[:, ::-1, ::-1])
     assert [path.name for path in (raw / "labelsTr_organs").iterdir()] == [f"{NAMES[1]}.nii.gz"]
+
+
+def test_clicks_come_to_cases_that_are_there(
+    raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "source"
+    grid = write_archive(source, NAMES, "RAS")
+    command = ["autopet", str(source), "--dataset", DATASET]
+    (tmp_path / "total").mkdir()
+    write_image(np.ones(grid.shape_zyx, np.uint8), grid, tmp_path / "total" / f"{NAMES[0]}.nii.gz")
+    convert.main([*command, f"--organs={tmp_path / 'total'}"])
+    before = contents(raw)
+    (tmp_path / "clicks").mkdir()
+    save_clicks(click_set([[1, 2, 3]], []), tmp_path / "clicks" / f"{NAMES[1]}_clicks.json")
+    with caplog.at_level("INFO"):
+        convert.main([*command, f"--clicks={tmp_path / 'clicks'}", f"--organs={tmp_path / 'total'}"])
+    assert "2 cases found, 1 with organ masks, 1 with clicks; 0 missing" in caplog.text
+    assert "organ masks kept there: 1" in caplog.text
+    file = raw / "clicksTr" / f"{NAMES[1]}_clicks.json"
+    assert set(contents(raw)) - set(before) == {str(file.relative_to(raw))}
+    _, y, x = grid.shape_zyx
+    moved = load_clicks(file, orient(grid, "LPS"))
+    np.testing.assert_array_equal(moved.index_zyx, [[1, y - 1 - 2, x - 1 - 3]])
+
+
+def test_glands_without_organs_are_refused(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        convert.main(["autopet", "source", "--dataset", DATASET, "--glands", "glands"])
+    assert stop.value.code == 2
+    assert "--glands needs --organs" in capsys.readouterr().err
 
 
 def test_organ_table_names_ten_organs() -> None:

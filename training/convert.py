@@ -127,7 +127,10 @@ def write_splits(dataset: str, out: Path, base: Path | None = None) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line of this module."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "autopet" and options.glands and not options.organs:
+        parser.error("--glands needs --organs: a case's mask there is what glands are drawn into")
     if options.command == "sts":
         convert_sts(options.source, options.dataset, options.everyone, _orientation(options), options.dry_run)
     elif options.command == "phantom":
