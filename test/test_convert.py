@@ -207,8 +207,25 @@ def test_impossible_numbers_are_refused(raw: Path, more: list[str]) -> None:
 
 
 def test_a_data_sets_name_is_nnunets(raw: Path) -> None:
-    with pytest.raises(InputError, match="must be such as Dataset601_STS, got Mix"):
+    with pytest.raises(InputError, match="must be named such as Dataset601_STS, got Mix"):
         RawDataset("Mix")
+    with pytest.raises(InputError, match="must be named such as Dataset601_STS, got 778"):
+        preprocess.main(["778"])
+
+
+@pytest.mark.parametrize("kind", ["raw", "preprocessed", "results"])
+def test_a_data_sets_number_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """NnU-Net looks for a number in all of its folders, and stops where two names have it."""
+    for each in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{each}", str(tmp_path / each))
+    (tmp_path / kind / "Dataset778_Other").mkdir(parents=True)
+    (tmp_path / "raw" / "Dataset779_Mix").mkdir(parents=True)
+    message = rf"{kind}/Dataset778_Other: no other data set may have the number of {DATASET}"
+    with pytest.raises(InputError, match=message):
+        add_phantoms("--cases", "1", "--dry-run")
+    with pytest.raises(InputError, match=message):
+        preprocess.main([DATASET, "--dry-run"])
+    RawDataset("Dataset778_Other")
 
 
 def test_the_demo_is_what_the_command_makes(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
     python -m training.convert sts SOURCE [--dataset Dataset601_STS] [--settings FILE]
     python -m training.convert autopet SOURCE --dataset Dataset221_AutoPET --settings FILE [--link]
-    python -m training.convert phantom --dataset Dataset602_MIX --cases 20 [--tracers fdg,psma] [--seed 0]
-    python -m training.convert splits Dataset602_MIX splits.json
+    python -m training.convert phantom --dataset Dataset602_Lesions --cases 20 [--tracers fdg,psma] [--seed 0]
+    python -m training.convert splits Dataset602_Lesions splits.json
     python -m training.convert challenge-case PATIENT_DIR OUT
     python -m training.convert phantom-case OUT [--tracer fdg] [--seed N] [--full-size]
     python -m training.convert phantom-cases OUT --cases 5 --seed 1000

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from petclick.errors import InputError, PetclickError
 from petclick.files import read_json
 from petclick.program import run
-from training.raw import SPLITS, patient_of, read_splits, require_orientation
+from training.raw import SPLITS, patient_of, read_splits, require_name, require_orientation
 from training.raw import nnunet_folder as nnunet_folder  # other modules take it from here
 from training.settings import Architecture, TrainingSettings, load_settings
 
@@ -125,8 +125,10 @@ def preprocess(
         dry_run: only tell.
 
     Raises:
-        InputError: a file is missing or refused, or the cases lie otherwise than the settings' guidance says.
+        InputError: the name or its number is refused, a file is missing or refused, or the cases lie
+            otherwise than the settings' guidance says.
     """
+    require_name(dataset)
     raw, folder = (nnunet_folder(name) / dataset for name in ("nnUNet_raw", "nnUNet_preprocessed"))
     settings = load_settings(settings_file)
     cases = raw_cases(raw)

@@ -41,10 +41,10 @@ class RawDataset:
         """Name it; nothing is made yet.
 
         Raises:
-            InputError: the name is not nnU-Net's `DatasetNNN_NAME`, or nnUNet_raw is not set.
+            InputError: the name is not nnU-Net's `DatasetNNN_NAME`, its number is another data set's, or
+                nnUNet_raw is not set.
         """
-        if not re.fullmatch(r"Dataset\d{3}_\w+", name):
-            raise InputError("--dataset", "must be such as Dataset601_STS", name)
+        require_name(name)
         self.folder = nnunet_folder("nnUNet_raw") / name
 
     def files(self, case: str, organs: bool) -> dict[str, Path]:
@@ -141,6 +141,21 @@ def nnunet_folder(variable: str) -> Path:
             variable, "this environment variable must name a folder (nnU-Net's layout)", "nothing"
         )
     return Path(value)
+
+
+def require_name(dataset: str) -> None:
+    """Refuse what nnU-Net cannot take for a data set's name.
+
+    Raises:
+        InputError: it is not `DatasetNNN_NAME`, or a folder of nnU-Net's has its number with another name.
+    """
+    if not re.fullmatch(r"Dataset\d{3}_[\w.-]+", dataset):
+        raise InputError("the data set", "must be named such as Dataset601_STS", dataset)
+    number = dataset[: len("Dataset000")]
+    for folder in (os.environ.get(f"nnUNet_{kind}") for kind in ("raw", "preprocessed", "results")):
+        for other in sorted(Path(folder).glob(f"{number}*/")) if folder else ():
+            if other.is_dir() and other.name != dataset:
+                raise InputError(other, f"no other data set may have the number of {dataset}")
 
 
 def require_orientation(folder: Path, images: Iterable[Path], orientation: str | None) -> None:
