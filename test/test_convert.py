@@ -261,6 +261,9 @@ def test_held_out_cases_can_be_evaluated(tmp_path: Path) -> None:
     before = contents(tmp_path / "cases")
     convert.main([*command, "--cases", "2"])
     assert contents(tmp_path / "cases").items() > before.items()
+    command[-1] = "9,12,12"
+    with pytest.raises(InputError, match=r"fdg_1000\.mha: must have the spacing asked for, .*9\.0\) mm, got"):
+        convert.main([*command, "--cases", "2"])
     found = find_cases(tmp_path / "cases")
     assert [case.name for case in found] == [
         f"phantom_{tracer}_{number}" for tracer in ("fdg", "psma") for number in (1000, 1001)

@@ -92,9 +92,7 @@ def add_phantoms(
     grid = Grid((LEAST_SHAPE,) * 3, (x, y, z))
     spacing_mm = (grid if orientation is None else orient(grid, orientation)).spacing_mm
     for name, _, _ in [each for each in wanted if each not in missing]:
-        there = read_grid(file := raw.files(name, organs=True)["pet"])
-        if not np.allclose(there.spacing_mm, spacing_mm, rtol=1e-5):
-            raise InputError(file, f"must have the spacing asked for, {spacing_mm} mm", there.spacing_mm)
+        _require_spacing(raw.files(name, organs=True)["pet"], spacing_mm)
     if dry_run:
         return
     raw.note_orientation(orientation)
@@ -102,6 +100,13 @@ def add_phantoms(
         case, lesion, organs = case_of(make_patient(tracer, number, spacing_zyx_mm), name)
         raw.add(case, lesion, organs, orientation)
     raw.describe()
+
+
+def _require_spacing(image: Path, spacing_mm: Triple) -> None:
+    """Refuse a case that an earlier run made with voxels of another size (x, y, z)."""
+    there = read_grid(image).spacing_mm
+    if not np.allclose(there, spacing_mm, rtol=1e-5):
+        raise InputError(image, f"must have the spacing asked for, {spacing_mm} mm", there)
 
 
 def demo_case(seed: int, tracer: TracerName = "fdg") -> tuple[Case, Mask, Mask]:
@@ -149,10 +154,16 @@ def write_phantom_cases(
 
     Arguments as in `add_phantoms`, but for `out`, the folder of the cases' folders; cases there are kept.
     They lie as they are made: the predictor turns them.
+
+    Raises:
+        InputError: bad numbers, a case is there with another spacing, or a file cannot be written.
     """
     wanted = names_and_seeds(tracers, n_cases, seed)
     missing = [each for each in wanted if not (out / each[0]).is_dir()]
     logger.info("%d phantoms wanted, %d of them missing in %s", len(wanted), len(missing), out)
+    z, y, x = spacing_zyx_mm
+    for name, _, _ in [each for each in wanted if each not in missing]:
+        _require_spacing(out / name / "images" / "pet" / f"{name}.mha", (x, y, z))
     if dry_run:
         return
     for name, tracer, number in tqdm(missing, desc="phantoms", unit="case"):
