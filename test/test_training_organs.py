@@ -147,6 +147,31 @@ def test_folds_are_the_given_else_those_there_else_the_archives(
     assert json.loads(final.read_text()) == folds["given"]
 
 
+def test_a_write_that_fails_leaves_folds_plan_and_key_whole(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (raw / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
+    run(raw)
+    folder = cases_folder(raw).parent
+    names = ("splits_final.json", f"{preprocess.PLANS}.json", preprocess.RAW_KEY)
+    write_text = Path.write_text
+
+    def half(path: Path, text: str, *args: Any) -> int:
+        write_text(path, text[: len(text) // 2], *args)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    for write in (
+        lambda: preprocess._extract_fingerprint(778, raw, folder, preprocess.raw_cases(raw), 1),
+        lambda: preprocess._write_splits(folder / names[0], ["a", "b"], [{"train": ["b"], "val": ["a"]}]),
+        lambda: preprocess._plan(778, folder, preprocess.Architecture()),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    for name in names:
+        json.loads((folder / name).read_text())  # no half of it
+
+
 def test_finished_cases_are_kept_and_stale_ones_are_not(
     raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from petclick.errors import InputError, PetclickError
 from petclick.files import read_json
 from petclick.program import run
-from training.raw import SPLITS, patient_of, read_splits, require_name, require_orientation
+from training.raw import SPLITS, patient_of, read_splits, require_name, require_orientation, write_json
 from training.raw import nnunet_folder as nnunet_folder  # other modules take it from here
 from training.settings import Architecture, TrainingSettings, load_settings
 
@@ -198,7 +198,7 @@ def _extract_fingerprint(number: int, raw: Path, folder: Path, cases: dict[str, 
     key, key_file = fingerprint([raw / "dataset.json", *files]), folder / RAW_KEY
     known = key_file.is_file() and read_json(key_file) == key
     extract_fingerprint_dataset(number, num_processes=jobs, clean=not known, verbose=False)
-    key_file.write_text(json.dumps(key) + "\n", "utf-8")
+    write_json(key, key_file)
 
 
 def _plan(number: int, folder: Path, wish: Architecture) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _plan(number: int, folder: Path, wish: Architecture) -> dict[str, Any]:
     plans_file = folder / f"{PLANS}.json"
     plans: dict[str, Any] = json.loads(plans_file.read_text("utf-8"))
     plans["configurations"] = {CONFIGURATION: adapt_plan(plans["configurations"][CONFIGURATION], wish)}
-    plans_file.write_text(json.dumps(plans, indent=2) + "\n", "utf-8")
+    write_json(plans, plans_file)
     return plans
 
 
@@ -307,7 +307,7 @@ def _write_splits(file: Path, cases: list[str], splits: list[dict[str, list[str]
     if splits is None and len(cases) >= N_SPLITS:
         splits = generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=N_SPLITS)
     if splits is not None:
-        file.write_text(json.dumps(splits, indent=1) + "\n", "utf-8")
+        write_json(splits, file)
 
 
 def _tell(
