@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from petclick.clicks import load_clicks, save_clicks
+from petclick.clicks import click_set, load_clicks, save_clicks
 from petclick.errors import InputError
 from petclick.evaluation.cases import find_cases, read_truth_case
 from petclick.evaluation.protocol import challenge_clicks
@@ -15,10 +15,11 @@ from petclick.grid import Grid
 from petclick.images import read_case, read_image, write_image, write_mask
 from petclick.orientation import orient
 from petclick.phantom import make_patient
-from training import convert, organ_fpv, phantoms
+from training import convert, organ_fpv, phantoms, preprocess
 from training.organs import ORGAN_LABEL, ORGANS, organs_of_tissues
 from training.preprocess import STARTER_SPLITS, splits_for
-from training.raw import RawDataset, read_splits, spread_splits
+from training.raw import RawDataset, patient_of, read_splits, spread_splits
+from training.settings import DEFAULT_FILE
 
 DATASET = "Dataset778_Mix"
 COARSE = "12,12,12"
@@ -94,7 +95,7 @@ def test_a_case_that_fails_leaves_nothing_half_written(raw: Path, monkeypatch: p
     monkeypatch.setattr("training.raw.write_image", fail)
     with pytest.raises(KeyboardInterrupt):
         add_phantoms("--cases", "1", "--tracers", "psma")
-    assert contents(raw) == {}
+    assert set(contents(raw)) == {"orientation.json"}
 
 
 def test_phantoms_of_another_spacing_are_not_mixed_in(raw: Path) -> None:
@@ -121,6 +122,57 @@ def test_splits_keep_patients_and_spread_phantoms(raw: Path, tmp_path: Path) -> 
     add_phantoms("--cases", "1", "--tracers", "fdg", "--seed", "50", "--splits", str(out))
     assert any("phantom_fdg_0050" in split["val"] for split in read_splits(out))
     assert out.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("case", "patient"),
+    [
+        ("psma_aa11_2018-04-23", "psma_aa11"),
+        ("fdg_0011f3deaf_03-23-2003-NA-PET-CT Ganzkoerper  primaer mit KM-07052", "fdg_0011f3deaf"),
+        ("fdg_01_PET-CT Ganzkoerper", "fdg_01_PET-CT Ganzkoerper"),
+        ("phantom_fdg_0007", "phantom_fdg_0007"),
+        ("STS_001", "STS_001"),
+    ],
+)
+def test_studies_are_of_the_patient_in_their_name(case: str, patient: str) -> None:
+    assert patient_of(case) == patient
+
+
+def test_all_studies_of_a_patient_are_in_one_fold() -> None:
+    dates = ("2018-04-23", "2019-04-30", "2020-01-02")
+    cases = [f"psma_{patient:02d}_{date}" for patient in range(10) for date in dates]
+    base = [{"train": [], "val": names} for names in ([cases[0]], [cases[3]], [cases[6]])]
+    for folds in (spread_splits(cases, []), spread_splits(cases, base)):
+        patients = [{patient_of(case) for case in fold["val"]} for fold in folds]
+        assert sum(len(each) for each in patients) == 10
+        assert all(fold["train"] == sorted({*cases} - {*fold["val"]}) for fold in folds)
+    assert [fold["val"][:3] for fold in folds] == [cases[:3], cases[3:6], cases[6:9]]
+
+
+def test_starters_cases_stay_in_their_folds() -> None:
+    """As the shipped weights were trained: sarcoma patients and phantoms of both tracers."""
+    base = read_splits(STARTER_SPLITS)
+    patients = [case for split in base for case in split["val"]]
+    fdg = [f"phantom_fdg_{number:04d}" for number in range(16)]
+    psma = [f"phantom_psma_{number:04d}" for number in range(20, 36)]
+    folds = spread_splits([*patients, *fdg, *psma], base)
+    for fold, first_fdg, first_psma in zip(range(5), (4, 0, 1, 2, 3), (3, 4, 0, 1, 2), strict=True):
+        expected = [*base[fold]["val"], *fdg[first_fdg::5], *psma[first_psma::5]]
+        assert folds[fold]["val"] == sorted(expected)
+
+
+def test_an_archives_folds_are_kept_unless_others_are_named(raw: Path, tmp_path: Path) -> None:
+    add_phantoms("--cases", "2", "--tracers", "fdg")
+    out, other = tmp_path / "out.json", tmp_path / "other.json"
+    names = ["phantom_fdg_0000", "phantom_fdg_0001"]
+    for file, val in ((raw / "splits_final.json", names), (other, names[:1])):
+        file.write_text(json.dumps([{"train": [], "val": []}, {"train": [], "val": val}]))
+    phantom = ["phantom", "--dataset", DATASET, "--spacing", COARSE, "--cases", "2", "--tracers", "fdg"]
+    for command in (["splits", DATASET, str(out)], [*phantom, "--splits", str(out)]):
+        convert.main(command)
+        assert [fold["val"] for fold in read_splits(out)] == [[], names]
+        convert.main([*command, "--base", str(other)])
+        assert [fold["val"] for fold in read_splits(out)] == [names[1:], names[:1]]
 
 
 def test_uneven_kinds_are_balanced_over_the_folds() -> None:
@@ -155,8 +207,25 @@ def test_impossible_numbers_are_refused(raw: Path, more: list[str]) -> None:
 
 
 def test_a_data_sets_name_is_nnunets(raw: Path) -> None:
-    with pytest.raises(InputError, match="must be such as Dataset601_STS, got Mix"):
+    with pytest.raises(InputError, match="must be named such as Dataset601_STS, got Mix"):
         RawDataset("Mix")
+    with pytest.raises(InputError, match="must be named such as Dataset601_STS, got 778"):
+        preprocess.main(["778"])
+
+
+@pytest.mark.parametrize("kind", ["raw", "preprocessed", "results"])
+def test_a_data_sets_number_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """NnU-Net looks for a number in all of its folders, and stops where two names have it."""
+    for each in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{each}", str(tmp_path / each))
+    (tmp_path / kind / "Dataset778_Other").mkdir(parents=True)
+    (tmp_path / "raw" / "Dataset779_Mix").mkdir(parents=True)
+    message = rf"{kind}/Dataset778_Other: no other data set may have the number of {DATASET}"
+    with pytest.raises(InputError, match=message):
+        add_phantoms("--cases", "1", "--dry-run")
+    with pytest.raises(InputError, match=message):
+        preprocess.main([DATASET, "--dry-run"])
+    RawDataset("Dataset778_Other")
 
 
 def test_the_demo_is_what_the_command_makes(tmp_path: Path) -> None:
@@ -192,6 +261,9 @@ def test_held_out_cases_can_be_evaluated(tmp_path: Path) -> None:
     before = contents(tmp_path / "cases")
     convert.main([*command, "--cases", "2"])
     assert contents(tmp_path / "cases").items() > before.items()
+    command[-1] = "9,12,12"
+    with pytest.raises(InputError, match=r"fdg_1000\.mha: must have the spacing asked for, .*9\.0\) mm, got"):
+        convert.main([*command, "--cases", "2"])
     found = find_cases(tmp_path / "cases")
     assert [case.name for case in found] == [
         f"phantom_{tracer}_{number}" for tracer in ("fdg", "psma") for number in (1000, 1001)
@@ -246,6 +318,51 @@ def test_autopet_is_copied_or_linked(raw: Path, tmp_path: Path, link: bool) -> N
     assert json.loads((raw / "dataset.json").read_text())["numTraining"] == 3
 
 
+AUTOPET = ["--settings", str(DEFAULT_FILE.with_name("autopet.yaml"))]  # takes cases as they are stored
+
+
+def test_published_settings_keep_cases_as_they_are_stored(raw: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_archive(source, NAMES, "RAS")
+    convert.main(["autopet", str(source), "--dataset", DATASET, "--link", *AUTOPET])
+    for part, n_files in (("imagesTr", 4), ("labelsTr", 2)):
+        links = [*(raw / part).iterdir()]
+        assert len(links) == n_files
+        assert all(link.resolve() == source / part / link.name for link in links)
+    assert json.loads((raw / "orientation.json").read_text()) == {"orientation": None}
+
+
+def test_data_sets_of_another_orientation_are_refused(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    source = tmp_path / "source"
+    write_archive(source, NAMES, "RAS")
+    archive = ["autopet", str(source), "--dataset", DATASET]
+    convert.main([*archive, *AUTOPET])
+    before = contents(raw)
+    for command in (archive, [*archive, "--dry-run"]):
+        with pytest.raises(InputError, match=r'orientation\.json: must be \{"orientation": "LPS"\}.* null'):
+            convert.main(command)
+    with pytest.raises(InputError, match=r"orientation\.json: must be"):
+        add_phantoms("--cases", "1", "--tracers", "fdg")
+    with pytest.raises(InputError, match=r"orientation\.json: must be"):
+        preprocess.main([DATASET, "--dry-run"])
+    preprocess.main([DATASET, "--dry-run", *AUTOPET])
+    add_phantoms("--cases", "1", "--tracers", "fdg", *AUTOPET)
+    assert contents(raw).items() > {name: before[name] for name in before if name != "dataset.json"}.items()
+
+
+def test_data_set_without_a_note_is_judged_by_its_images(raw: Path, tmp_path: Path) -> None:
+    write_archive(tmp_path / "source", NAMES, "RAS")
+    convert.main(["autopet", str(tmp_path / "source"), "--dataset", DATASET, *AUTOPET])
+    (raw / "orientation.json").unlink()
+    with pytest.raises(InputError, match=r"_0001\.nii\.gz: must lie as LPS"):
+        add_phantoms("--cases", "1", "--tracers", "fdg")
+    RawDataset(DATASET).require_orientation("RAS")
+    RawDataset(DATASET).require_orientation(None)
+
+
 def test_autopet_is_turned_with_its_clicks_and_organs(raw: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     grid = write_archive(source, NAMES, "RAS")
@@ -285,6 +402,36 @@ def test_autopet_is_turned_with_its_clicks_and_organs(raw: Path, tmp_path: Path)
     expected[np.isin(glands, (7, 8, 9, 10))] = ORGAN_LABEL["head glands"]
     np.testing.assert_array_equal(organs, expected[:, ::-1, ::-1])
     assert [path.name for path in (raw / "labelsTr_organs").iterdir()] == [f"{NAMES[1]}.nii.gz"]
+
+
+def test_clicks_come_to_cases_that_are_there(
+    raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "source"
+    grid = write_archive(source, NAMES, "RAS")
+    command = ["autopet", str(source), "--dataset", DATASET]
+    (tmp_path / "total").mkdir()
+    write_image(np.ones(grid.shape_zyx, np.uint8), grid, tmp_path / "total" / f"{NAMES[0]}.nii.gz")
+    convert.main([*command, f"--organs={tmp_path / 'total'}"])
+    before = contents(raw)
+    (tmp_path / "clicks").mkdir()
+    save_clicks(click_set([[1, 2, 3]], []), tmp_path / "clicks" / f"{NAMES[1]}_clicks.json")
+    with caplog.at_level("INFO"):
+        convert.main([*command, f"--clicks={tmp_path / 'clicks'}", f"--organs={tmp_path / 'total'}"])
+    assert "2 cases found, 1 with organ masks, 1 with clicks; 0 missing" in caplog.text
+    assert "organ masks kept there: 1" in caplog.text
+    file = raw / "clicksTr" / f"{NAMES[1]}_clicks.json"
+    assert set(contents(raw)) - set(before) == {str(file.relative_to(raw))}
+    _, y, x = grid.shape_zyx
+    moved = load_clicks(file, orient(grid, "LPS"))
+    np.testing.assert_array_equal(moved.index_zyx, [[1, y - 1 - 2, x - 1 - 3]])
+
+
+def test_glands_without_organs_are_refused(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        convert.main(["autopet", "source", "--dataset", DATASET, "--glands", "glands"])
+    assert stop.value.code == 2
+    assert "--glands needs --organs" in capsys.readouterr().err
 
 
 def test_organ_table_names_ten_organs() -> None:

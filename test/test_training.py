@@ -113,6 +113,22 @@ def test_converted_cases_are_upright_and_on_pets_grid(workshop: Path) -> None:
     assert np.corrcoef(ct.ravel(), phantom.ct_hu.ravel())[0, 1] > 0.95
 
 
+def test_settings_without_an_orientation_keep_patients_as_they_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    write_patients(tmp_path / "source")
+    published = settings.DEFAULT_FILE.with_name("autopet.yaml")
+    command = ["sts", str(tmp_path / "source"), "--dataset", DATASET, "--everyone"]
+    convert.main([*command, "--settings", str(published)])
+    stored, stored_grid = read_image(tmp_path / "source" / "STS_002" / "PET_image.nii.gz")
+    pet, grid = read_image(tmp_path / "raw" / DATASET / "imagesTr" / "STS_002_0001.nii.gz")
+    assert grid.matches(stored_grid)
+    np.testing.assert_array_equal(pet, stored)
+    with pytest.raises(InputError, match=r'orientation\.json: must be \{"orientation": "LPS"\}'):
+        convert.main(command)
+
+
 def test_plan_holds_the_settings_wishes(workshop: Path) -> None:
     plans = json.loads((workshop / "model" / "plans.json").read_text())
     configuration = plans["configurations"][preprocess.CONFIGURATION]
@@ -235,6 +251,18 @@ def test_splits_are_checked_and_completed(tmp_path: Path) -> None:
         {"train": ["a", "x"], "val": ["b"]},
         {"train": ["b", "c", "x"], "val": ["a"]},
     ]
+    file.write_text('[{"train": ["p"], "val": ["q_2018-04-23"]}, {"train": ["q_2018-04-23"], "val": ["p"]}]')
+    unnamed = preprocess.splits_for(["p", "q_2018-04-23", "q_2019-04-30"], file)
+    assert [fold["train"] for fold in unnamed] == [["p"], ["q_2018-04-23", "q_2019-04-30"]]
+    with pytest.raises(InputError, match=r"missing\.json: must be a regular file"):
+        preprocess.splits_for(["a"], tmp_path / "missing.json")
+    for text, rule in (("[", "JSON in UTF-8"), ("[]", r"a list of folds.* got \[\]")):
+        file.write_text(text)
+        with pytest.raises(InputError, match=rf"splits\.json: must be {rule}"):
+            preprocess.splits_for(["a"], file)
+    file.write_text('[{"train": ["a"]}]')
+    with pytest.raises(InputError, match=r"splits\.json: must be .* 'val', got \[\{'train': \['a'\]\}\]"):
+        preprocess.splits_for(["a"], file)
     with pytest.raises(InputError, match="must name cases of the data set, got y"):
         splits_for((["a"], ["y"]))
     with pytest.raises(InputError, match="one fold's 'val' at most, got b"):

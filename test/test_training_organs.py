@@ -128,6 +128,50 @@ def test_bad_organ_mask_is_refused(raw: Path, label: int, grid: Grid, message: s
         run(raw, jobs=2 if label == 4 else 1)  # from another process, too
 
 
+def test_folds_are_the_given_else_those_there_else_the_archives(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = str(tmp_path / "settings.yaml")
+    final = cases_folder(raw).with_name("splits_final.json")
+    archive, given = raw / "splits_final.json", tmp_path / "given.json"
+    preprocess.main([DATASET, "--settings", settings, "--dry-run"])
+    assert "nnU-Net, five by case" in capsys.readouterr().out
+    folds = {"archive": [{"train": ["a"], "val": ["b"]}], "given": [{"train": ["b"], "val": ["a"]}]}
+    for file, kind in ((archive, "archive"), (given, "given")):
+        file.write_text(json.dumps(folds[kind]))
+    run(raw)
+    assert json.loads(final.read_text()) == folds["archive"]
+    preprocess.main([DATASET, "--settings", settings, "--jobs", "1", "--splits", str(given)])
+    assert json.loads(final.read_text()) == folds["given"]
+    run(raw)  # what is there stays
+    assert json.loads(final.read_text()) == folds["given"]
+
+
+def test_a_write_that_fails_leaves_folds_plan_and_key_whole(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (raw / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
+    run(raw)
+    folder = cases_folder(raw).parent
+    names = ("splits_final.json", f"{preprocess.PLANS}.json", preprocess.RAW_KEY)
+    write_text = Path.write_text
+
+    def half(path: Path, text: str, *args: Any) -> int:
+        write_text(path, text[: len(text) // 2], *args)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    for write in (
+        lambda: preprocess._extract_fingerprint(778, raw, folder, preprocess.raw_cases(raw), 1),
+        lambda: preprocess._write_splits(folder / names[0], ["a", "b"], [{"train": ["b"], "val": ["a"]}]),
+        lambda: preprocess._plan(778, folder, preprocess.Architecture()),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    for name in names:
+        json.loads((folder / name).read_text())  # no half of it
+
+
 def test_finished_cases_are_kept_and_stale_ones_are_not(
     raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

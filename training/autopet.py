@@ -19,13 +19,12 @@ from tqdm import tqdm
 from petclick.clicks import load_clicks, save_clicks
 from petclick.errors import InputError
 from petclick.evaluation.cases import read_mask
-from petclick.files import listing, read_json
+from petclick.files import listing
 from petclick.grid import Grid
 from petclick.images import AIR_HU, describe, read_image, to_grid, write_image
 from petclick.orientation import orient
 from training.organs import ORGANS
-from training.raw import ENDING, RawDataset, read_grid, write_json
-from training.settings import load_settings
+from training.raw import ENDING, SPLITS, RawDataset, read_grid, read_splits, write_json
 
 Mask = npt.NDArray[np.uint8]
 
@@ -53,6 +52,11 @@ class Extras:
         path = self.organs / f"{case}{ENDING}" if self.organs else None
         return path if path and path.exists() else None
 
+    def click_file(self, case: str) -> Path | None:
+        """A case's clicks; None where it has none."""
+        path = self.clicks / f"{case}_clicks.json" if self.clicks else None
+        return path if path and path.exists() else None
+
 
 def find_names(source: Path) -> list[str]:
     """Names of the archive's cases, all of whose files are there.
@@ -76,40 +80,51 @@ def find_names(source: Path) -> list[str]:
 
 
 def convert_autopet(
-    source: Path, dataset: str, link: bool = False, extras: Extras | None = None, dry_run: bool = False
+    source: Path,
+    dataset: str,
+    orientation: str | None,
+    link: bool = False,
+    extras: Extras | None = None,
+    dry_run: bool = False,
 ) -> None:
-    """Check and place the archive's cases; those that are there are kept.
+    """Check and place the archive's cases; those that are there are kept, but get the given clicks.
 
-    A case that lies as the settings' orientation asks is copied or linked as it is; another is turned around
-    and written anew.
+    A case that lies as the orientation asks is copied or linked as it is; another is turned and written anew.
 
     Args:
         source: folder with imagesTr and labelsTr.
         dataset: `DatasetNNN_NAME`, made in nnUNet_raw, or there with cases of any source.
+        orientation: axis code as which all shall lie; None for each as it is stored.
         link: link images and labels instead of copying them.
-        extras: organ masks and clicks.
+        extras: organ masks and clicks; a case that has an organ mask already keeps it.
         dry_run: only tell what would be done.
 
     Raises:
-        InputError: a file is missing or refused, a case's files lie on different grids, or a label holds more
-            than 0 and 1.
+        InputError: a file is missing or refused, a case's files lie on different grids, a label holds more
+            than 0 and 1, or cases that are there lie otherwise.
     """
     extras = extras or Extras()
-    orientation = load_settings().guidance.orientation
     raw = RawDataset(dataset)
+    raw.require_orientation(orientation)
     names = find_names(source)
     missing = [name for name in names if not raw.has(name, extras.mask(name) is not None)]
-    organs = sum(extras.mask(name) is not None for name in names)
+    clicks = {name: file for name in names if (file := extras.click_file(name))}
+    masks = [name for name in names if extras.mask(name)]
+    kept = len({*masks} - {*missing})
     logger.info(
-        "%d cases found, %d with organ masks; %d missing in %s", len(names), organs, len(missing), raw.folder
+        "%d cases found, %d with organ masks, %d with clicks; %d missing in %s, organ masks kept there: %d",
+        *(len(names), len(masks), len(clicks), len(missing), raw.folder, kept),
     )
     if dry_run:
         return
+    raw.note_orientation(orientation)
     for name in tqdm(missing, desc="autoPET", unit="case"):
         _place(raw, source, name, link, extras, orientation)
-    splits = source / "splits_final.json"
+    for name, file in clicks.items():
+        _place_clicks(raw, file, read_grid(source / "imagesTr" / f"{name}_0001{ENDING}"), orientation)
+    splits = source / SPLITS
     if splits.is_file():
-        write_json(read_json(splits), raw.folder / splits.name)
+        write_json(read_splits(splits), raw.folder / SPLITS)
     raw.describe()
 
 
@@ -168,13 +183,16 @@ def _place(
         makers["ct"] = partial(_turn, files["ct"], target, AIR_HU)
         makers["pet"] = partial(_turn, files["pet"], target, 0.0)
         makers["lesions"] = partial(write_image, to_grid(lesion, grid, target, 0, linear=False), target)
-    clicks = extras.clicks / f"{name}_clicks.json" if extras.clicks else None
-    if clicks and clicks.exists():
-        to_target = np.linalg.inv(target.index_zyx_to_mm) @ grid.index_zyx_to_mm
-        (raw.folder / "clicksTr").mkdir(parents=True, exist_ok=True)
-        moved = load_clicks(clicks, grid).mapped(to_target, target.shape_zyx)
-        save_clicks(moved, raw.folder / "clicksTr" / clicks.name)
     raw.put(name, makers)
+
+
+def _place_clicks(raw: RawDataset, file: Path, grid: Grid, orientation: str | None) -> None:
+    """Bring a click file on an archive's grid into the data set, turned as its case is."""
+    target = grid if orientation is None else orient(grid, orientation)
+    to_target = np.linalg.inv(target.index_zyx_to_mm) @ grid.index_zyx_to_mm
+    (raw.folder / "clicksTr").mkdir(parents=True, exist_ok=True)
+    moved = load_clicks(file, grid).mapped(to_target, target.shape_zyx)
+    save_clicks(moved, raw.folder / "clicksTr" / file.name)
 
 
 def _require_grid(path: Path, grid: Grid, pet: Grid) -> None:

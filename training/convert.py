@@ -1,20 +1,19 @@
 """Data sets into nnU-Net's raw layout, and single patients into the challenge's layout.
 
-    python -m training.convert sts SOURCE [--dataset Dataset601_STS]
-    python -m training.convert autopet SOURCE --dataset Dataset221_AutoPET [--link] [--organs DIR]
-    python -m training.convert phantom --dataset Dataset602_MIX --cases 20 [--tracers fdg,psma] [--seed 0]
-    python -m training.convert splits Dataset602_MIX splits.json
+    python -m training.convert sts SOURCE [--dataset Dataset601_STS] [--settings FILE]
+    python -m training.convert autopet SOURCE --dataset Dataset221_AutoPET --settings FILE [--link]
+    python -m training.convert phantom --dataset Dataset602_Lesions --cases 20 [--tracers fdg,psma] [--seed 0]
+    python -m training.convert splits Dataset602_Lesions splits.json
     python -m training.convert challenge-case PATIENT_DIR OUT
     python -m training.convert phantom-case OUT [--tracer fdg] [--seed N] [--full-size]
     python -m training.convert phantom-cases OUT --cases 5 --seed 1000
 
 `sts` takes the soft-tissue-sarcoma part of the IBSI validation set: a clone of github.com/theibsi/data_sets,
-or any folder above its STS_nnn folders. Cases are stored on PET's grid, CT resampled to it, all turned to one
-orientation.
+or any folder above its STS_nnn folders. Cases are stored on PET's grid, CT resampled to it, all turned to the
+orientation that the training's settings name, since inference turns its cases so as well.
 """
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from training.phantoms import (
     write_phantom_cases,
 )
 from training.preprocess import STARTER_SPLITS
-from training.raw import RawDataset, read_splits, spread_splits, write_json
+from training.raw import SPLITS, RawDataset, read_splits, spread_splits, write_json
 from training.settings import load_settings
 
 Mask = npt.NDArray[np.uint8]
@@ -76,51 +75,73 @@ def find_patients(source: Path) -> list[Path]:
     return sorted(patients, key=lambda path: path.name)
 
 
-def convert_sts(source: Path, dataset: str, everyone: bool, dry_run: bool = False) -> None:
-    """Write the sarcoma patients as an nnU-Net raw data set, in the orientation that the settings name.
+def convert_sts(
+    source: Path, dataset: str, everyone: bool, orientation: str | None, dry_run: bool = False
+) -> None:
+    """Write the sarcoma patients as an nnU-Net raw data set.
 
     Args:
         source: folder at or above the patients' folders.
         dataset: `DatasetNNN_NAME`, made in nnUNet_raw, or there with cases of any source, which are kept.
         everyone: all patients found, not only those of the starter's splits.
+        orientation: axis code to which all are turned; None to keep each as it is stored.
         dry_run: only tell what would be done.
+
+    Raises:
+        InputError: a file is missing or refused, or cases that are there lie otherwise.
     """
-    orientation = load_settings().guidance.orientation
-    chosen = {case for split in json.loads(STARTER_SPLITS.read_text("utf-8")) for case in split["val"]}
+    chosen = {case for split in read_splits(STARTER_SPLITS) for case in split["val"]}
     patients = [path for path in find_patients(source) if everyone or path.name in chosen]
     raw = RawDataset(dataset)
+    raw.require_orientation(orientation)
     missing = [patient for patient in patients if not raw.has(patient.name, organs=False)]
     logger.info("%d patients found, %d of them missing in %s", len(patients), len(missing), raw.folder)
     if dry_run:
         return
+    raw.note_orientation(orientation)
     for patient in tqdm(missing, desc="converting", unit="patient"):
         case, lesion = read_patient(patient)
         raw.add(case, lesion, orientation=orientation)
     raw.describe()
 
 
-def write_splits(dataset: str, out: Path, base: Path) -> None:
-    """Write folds over a data set's cases: those of `base` as there, all others dealt out evenly."""
+def write_splits(dataset: str, out: Path, base: Path | None = None) -> None:
+    """Write folds over a data set's cases: those of `base` as there, all others dealt out evenly, by patient.
+
+    Args:
+        dataset: `DatasetNNN_NAME` in nnUNet_raw.
+        out: the JSON file.
+        base: folds to keep; None for the data set's own, which an archive brought, else the starter's.
+
+    Raises:
+        InputError: the data set has no cases, or `base` holds no folds.
+    """
     raw = RawDataset(dataset)
+    own = raw.folder / SPLITS
+    base = base or (own if own.is_file() else STARTER_SPLITS)
     if not (cases := raw.cases()):
         raise InputError(raw.folder / "labelsTr", "must hold cases", "none")
     write_json(spread_splits(cases, read_splits(base)), out)
-    logger.info("folds of %d cases are in %s", len(cases), out)
+    logger.info("folds of %d cases, with those of %s kept, are in %s", len(cases), base, out)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line of this module."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "autopet" and options.glands and not options.organs:
+        parser.error("--glands needs --organs: a case's mask there is what glands are drawn into")
     if options.command == "sts":
-        convert_sts(options.source, options.dataset, options.everyone, options.dry_run)
+        convert_sts(options.source, options.dataset, options.everyone, _orientation(options), options.dry_run)
     elif options.command == "phantom":
-        counts = (options.tracers, options.cases, options.seed, options.spacing)
-        add_phantoms(options.dataset, *counts, options.dry_run)
+        counts = (options.tracers, options.cases, options.seed)
+        add_phantoms(options.dataset, *counts, _orientation(options), options.spacing, options.dry_run)
         if options.splits and not options.dry_run:
-            write_splits(options.dataset, options.splits, STARTER_SPLITS)
+            write_splits(options.dataset, options.splits, options.base)
     elif options.command == "autopet":
         extras = Extras(options.organs, options.glands, options.clicks)
-        convert_autopet(options.source, options.dataset, options.link, extras, options.dry_run)
+        places = (options.source, options.dataset, _orientation(options))
+        convert_autopet(*places, options.link, extras, options.dry_run)
     elif options.command == "splits":
         write_splits(options.dataset, options.out, options.base)
     elif options.command == "challenge-case":
@@ -133,8 +154,12 @@ def main(arguments: list[str] | None = None) -> None:
         clicks = challenge_clicks(lesion, case.pet_suv, MOST_CLICKS if options.full_size else DEMO_CLICKS)
         write_challenge_case(case, lesion, clicks, options.out, organs)
     else:
-        counts = (options.tracers, options.cases, options.seed, options.spacing)
-        write_phantom_cases(options.out, *counts, options.dry_run)
+        counts = (options.tracers, options.cases, options.seed)
+        write_phantom_cases(options.out, *counts, options.spacing, options.dry_run)
+
+
+def _orientation(options: argparse.Namespace) -> str | None:
+    return load_settings(options.settings).guidance.orientation
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     sts.add_argument(
         "--everyone", action="store_true", help="also patients that the starter's folds do not hold"
     )
+    _add_settings(sts)
     _add_dry_run(sts)
 
     autopet = commands.add_parser("autopet", help="autoPET's public archive -> an nnU-Net data set, checked")
@@ -157,19 +183,20 @@ def _parser() -> argparse.ArgumentParser:
     autopet.add_argument("--organs", type=Path, help="masks of TotalSegmentator's task total, CASE.nii.gz")
     autopet.add_argument("--glands", type=Path, help="likewise of its task head_glands_cavities")
     autopet.add_argument("--clicks", type=Path, help="the challenge's click files, CASE_clicks.json")
+    _add_settings(autopet)
     _add_dry_run(autopet)
 
     phantom = commands.add_parser("phantom", help="synthetic patients -> an nnU-Net data set with organs")
     phantom.add_argument("--dataset", required=True, help="name in nnUNet_raw; cases there are kept")
     _add_numbers(phantom)
+    _add_settings(phantom)
     phantom.add_argument("--splits", type=Path, help="also write folds of the data set into this JSON file")
+    _add_base(phantom)
 
     splits = commands.add_parser("splits", help="folds over the cases of a data set, as nnU-Net has them")
     splits.add_argument("dataset", help="name in nnUNet_raw")
     splits.add_argument("out", type=Path, help="the JSON file")
-    splits.add_argument(
-        "--base", type=Path, default=STARTER_SPLITS, help="folds to keep (default: the starter's)"
-    )
+    _add_base(splits)
 
     challenge = commands.add_parser(
         "challenge-case", help="one patient -> the challenge's layout, with clicks"
@@ -202,6 +229,18 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
     z, y, x = SPACING_ZYX_MM
     add("--spacing", type=_spacing, default=SPACING_ZYX_MM, help=f"z,y,x in mm (default: {z},{y},{x})")
     _add_dry_run(parser)
+
+
+def _add_base(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base", type=Path, help=f"folds to keep (default: the data set's {SPLITS}, else the starter's)"
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--settings", type=Path, help="the training's, for the orientation (default: training/starter.yaml)"
+    )
 
 
 def _add_dry_run(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,6 @@ from petclick.phantom.anatomy import Triple
 from petclick.phantom.make import LEAST_SHAPE
 from training.organs import organs_of_tissues
 from training.raw import RawDataset, partial_folder, read_grid
-from training.settings import load_settings
 
 Mask = npt.NDArray[np.uint8]
 
@@ -65,24 +64,27 @@ def add_phantoms(
     tracers: Sequence[TracerName],
     n_cases: int,
     seed: int,
+    orientation: str | None,
     spacing_zyx_mm: Triple = SPACING_ZYX_MM,
     dry_run: bool = False,
 ) -> None:
-    """Write phantoms into a raw data set, in the orientation that the settings name; cases there are kept.
+    """Write phantoms into a raw data set; cases there are kept.
 
     Args:
         dataset: `DatasetNNN_NAME`, made in nnUNet_raw, or there with cases of any source.
         tracers: of these, `n_cases` each.
         n_cases: cases of each tracer.
         seed: of the first case of each tracer.
+        orientation: axis code to which all are turned; None to keep them as they are made.
         spacing_zyx_mm: voxel size.
         dry_run: only tell what would be done.
 
     Raises:
-        InputError: bad numbers, a case is there with another spacing, or a file cannot be written.
+        InputError: bad numbers, cases are there with another spacing or orientation, or a file cannot be
+            written.
     """
-    orientation = load_settings().guidance.orientation
     raw = RawDataset(dataset)
+    raw.require_orientation(orientation)
     wanted = names_and_seeds(tracers, n_cases, seed)
     missing = [each for each in wanted if not raw.has(each[0], organs=True)]
     logger.info("%d phantoms wanted, %d of them missing in %s", len(wanted), len(missing), raw.folder)
@@ -90,15 +92,21 @@ def add_phantoms(
     grid = Grid((LEAST_SHAPE,) * 3, (x, y, z))
     spacing_mm = (grid if orientation is None else orient(grid, orientation)).spacing_mm
     for name, _, _ in [each for each in wanted if each not in missing]:
-        there = read_grid(file := raw.files(name, organs=True)["pet"])
-        if not np.allclose(there.spacing_mm, spacing_mm, rtol=1e-5):
-            raise InputError(file, f"must have the spacing asked for, {spacing_mm} mm", there.spacing_mm)
+        _require_spacing(raw.files(name, organs=True)["pet"], spacing_mm)
     if dry_run:
         return
+    raw.note_orientation(orientation)
     for name, tracer, number in tqdm(missing, desc="phantoms", unit="case"):
         case, lesion, organs = case_of(make_patient(tracer, number, spacing_zyx_mm), name)
         raw.add(case, lesion, organs, orientation)
     raw.describe()
+
+
+def _require_spacing(image: Path, spacing_mm: Triple) -> None:
+    """Refuse a case that an earlier run made with voxels of another size (x, y, z)."""
+    there = read_grid(image).spacing_mm
+    if not np.allclose(there, spacing_mm, rtol=1e-5):
+        raise InputError(image, f"must have the spacing asked for, {spacing_mm} mm", there)
 
 
 def demo_case(seed: int, tracer: TracerName = "fdg") -> tuple[Case, Mask, Mask]:
@@ -145,10 +153,17 @@ def write_phantom_cases(
     """Write cases with truth, clicks and organ labels, for `python -m petclick evaluate` and `organ_fpv`.
 
     Arguments as in `add_phantoms`, but for `out`, the folder of the cases' folders; cases there are kept.
+    They lie as they are made: the predictor turns them.
+
+    Raises:
+        InputError: bad numbers, a case is there with another spacing, or a file cannot be written.
     """
     wanted = names_and_seeds(tracers, n_cases, seed)
     missing = [each for each in wanted if not (out / each[0]).is_dir()]
     logger.info("%d phantoms wanted, %d of them missing in %s", len(wanted), len(missing), out)
+    z, y, x = spacing_zyx_mm
+    for name, _, _ in [each for each in wanted if each not in missing]:
+        _require_spacing(out / name / "images" / "pet" / f"{name}.mha", (x, y, z))
     if dry_run:
         return
     for name, tracer, number in tqdm(missing, desc="phantoms", unit="case"):

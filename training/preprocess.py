@@ -20,6 +20,8 @@ from tqdm import tqdm
 from petclick.errors import InputError, PetclickError
 from petclick.files import read_json
 from petclick.program import run
+from training.raw import SPLITS, patient_of, read_splits, require_name, require_orientation, write_json
+from training.raw import nnunet_folder as nnunet_folder  # other modules take it from here
 from training.settings import Architecture, TrainingSettings, load_settings
 
 PLANS = "nnUNetResEncUNetPlans"
@@ -76,11 +78,13 @@ def adapt_plan(configuration: dict[str, Any], wish: Architecture) -> dict[str, A
 def splits_for(cases: list[str], file: Path) -> list[dict[str, list[str]]]:
     """The file's folds, with the cases that it does not name added to every fold's training.
 
+    A case of a patient whom a fold holds out is left out of that fold's training.
+
     Raises:
-        InputError: a fold names a case that is not there or has one in both parts, or two folds hold out the
-            same case.
+        InputError: the file cannot be read or holds no folds, a fold names a case that is not there or has
+            one in both parts, or two folds hold out the same case.
     """
-    splits: list[dict[str, list[str]]] = json.loads(file.read_text("utf-8"))
+    splits = read_splits(file)
     held_out = [case for split in splits for case in split["val"]]
     named = {case for split in splits for case in (*split["train"], *split["val"])}
     if unknown := sorted(named - {*cases}):
@@ -93,7 +97,16 @@ def splits_for(cases: list[str], file: Path) -> list[dict[str, list[str]]]:
             raise InputError(file, f"fold {number} must not train on what it holds out", ", ".join(both[:10]))
     if others := sorted({*cases} - named):
         logger.info("%d cases that %s does not name are in every fold's training", len(others), file)
-    return [{"train": [*split["train"], *others], "val": split["val"]} for split in splits]
+    return [
+        {"train": [*split["train"], *_of_others(others, split["val"])], "val": split["val"]}
+        for split in splits
+    ]
+
+
+def _of_others(cases: list[str], held_out: list[str]) -> list[str]:
+    """The cases of patients of whom no case is held out."""
+    patients = {patient_of(case) for case in held_out}
+    return [case for case in cases if patient_of(case) not in patients]
 
 
 def preprocess(
@@ -106,13 +119,22 @@ def preprocess(
     Args:
         dataset: `DatasetNNN_NAME`.
         settings_file: training settings; None for the default's.
-        splits_file: the folds; None for those that are there, else nnU-Net's own five.
+        splits_file: the folds; None for those that are there, else those of the raw data set, else nnU-Net's
+            own five.
         jobs: processes.
         dry_run: only tell.
+
+    Raises:
+        InputError: the name or its number is refused, a file is missing or refused, or the cases lie
+            otherwise than the settings' guidance says.
     """
+    require_name(dataset)
     raw, folder = (nnunet_folder(name) / dataset for name in ("nnUNet_raw", "nnUNet_preprocessed"))
     settings = load_settings(settings_file)
     cases = raw_cases(raw)
+    one_each = (Path(case["images"][0]) for case in cases.values())
+    require_orientation(raw, one_each, settings.guidance.orientation)
+    splits_file = splits_file or find_splits(folder, raw)
     splits = None if splits_file is None else splits_for(sorted(cases), splits_file)
     if dry_run:
         _tell(raw, folder, cases, settings, splits_file)
@@ -125,8 +147,13 @@ def preprocess(
     truths.mkdir(exist_ok=True)
     for case in cases.values():  # nnU-Net's own validation looks for them here
         shutil.copy2(case["label"], truths)
-    _write_splits(folder / "splits_final.json", sorted(cases), splits)
+    _write_splits(folder / SPLITS, sorted(cases), splits)
     logger.info("%s is ready in %s", dataset, folder)
+
+
+def find_splits(*folders: Path) -> Path | None:
+    """The folds in the first of the folders that has some."""
+    return next((folder / SPLITS for folder in folders if (folder / SPLITS).is_file()), None)
 
 
 def raw_cases(raw: Path) -> dict[str, Case]:
@@ -171,12 +198,16 @@ def _extract_fingerprint(number: int, raw: Path, folder: Path, cases: dict[str, 
     key, key_file = fingerprint([raw / "dataset.json", *files]), folder / RAW_KEY
     known = key_file.is_file() and read_json(key_file) == key
     extract_fingerprint_dataset(number, num_processes=jobs, clean=not known, verbose=False)
-    key_file.write_text(json.dumps(key) + "\n", "utf-8")
+    write_json(key, key_file)
 
 
 def _plan(number: int, folder: Path, wish: Architecture) -> dict[str, Any]:
+    from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
     from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners
 
+    # nnU-Net would stop where the folds asked for, written at the end, are not the raw data set's.
+    copy_splits = default_experiment_planner._maybe_copy_splits_file
+    default_experiment_planner._maybe_copy_splits_file = lambda *_: None
     # The planner takes the number of loader processes, which may be 0, for a number of threads.
     n_loaders = os.environ.pop(LOADERS, None)
     try:
@@ -185,12 +216,13 @@ def _plan(number: int, folder: Path, wish: Architecture) -> dict[str, Any]:
             number, plans_name=PLANS, overwrite_target_spacing=wish.spacing_mm, suppress_transpose=True
         ).plan_experiment()
     finally:
+        default_experiment_planner._maybe_copy_splits_file = copy_splits
         if n_loaders is not None:
             os.environ[LOADERS] = n_loaders
     plans_file = folder / f"{PLANS}.json"
     plans: dict[str, Any] = json.loads(plans_file.read_text("utf-8"))
     plans["configurations"] = {CONFIGURATION: adapt_plan(plans["configurations"][CONFIGURATION], wish)}
-    plans_file.write_text(json.dumps(plans, indent=2) + "\n", "utf-8")
+    write_json(plans, plans_file)
     return plans
 
 
@@ -269,15 +301,13 @@ def _in_process(function: Callable[..., None], item: tuple[Any, ...]) -> str:
 
 
 def _write_splits(file: Path, cases: list[str], splits: list[dict[str, list[str]]] | None) -> None:
-    """The given folds, else those that are there, else nnU-Net's, ready for all of a training's processes."""
+    """The given folds, else nnU-Net's, ready for all of a training's processes."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-    if splits is None:
-        splits = splits_for(cases, file) if file.is_file() else None
     if splits is None and len(cases) >= N_SPLITS:
         splits = generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=N_SPLITS)
     if splits is not None:
-        file.write_text(json.dumps(splits, indent=1) + "\n", "utf-8")
+        write_json(splits, file)
 
 
 def _tell(
@@ -297,21 +327,7 @@ def _tell(
         f"{folder}: {len(cases) - len(todo)} cases are preprocessed as its plan has it, {len(todo)} are not"
     )
     print(f"would plan with {settings.architecture}, preprocess what that changes, and take the folds of")
-    print(f"  {splits_file or folder / 'splits_final.json (five by nnU-Net if it is not there)'}")
-
-
-def nnunet_folder(variable: str) -> Path:
-    """The folder that one of nnU-Net's environment variables names.
-
-    Raises:
-        InputError: the variable is not set.
-    """
-    value = os.environ.get(variable)
-    if not value:
-        raise InputError(
-            variable, "this environment variable must name a folder (nnU-Net's layout)", "nothing"
-        )
-    return Path(value)
+    print(f"  {splits_file or 'nnU-Net, five by case'}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -324,7 +340,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--splits",
         type=Path,
-        help="folds as JSON; cases it does not name train in each (default: five by nnU-Net, by case)",
+        help="folds as JSON; cases it does not name train in each (default: the data set's own "
+        f"{SPLITS}, else five by nnU-Net, by case)",
     )
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -19,15 +19,18 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from petclick.errors import InputError
-from petclick.files import read_json, require_file
+from petclick.files import read_json, require_file, shorten
 from petclick.grid import Grid
-from petclick.images import AIR_HU, Case, to_grid, write_image
+from petclick.images import AIR_HU, Case, describe, to_grid, write_image
 from petclick.orientation import orient
-from training.preprocess import nnunet_folder
 
 Mask = npt.NDArray[np.uint8]
 
 ENDING = ".nii.gz"
+ORIENTATION = "orientation.json"
+"""Beside dataset.json; tells how the cases lie: an axis code, or null for each as its source stored it."""
+SPLITS = "splits_final.json"
+"""Folds, as nnU-Net names their file; beside dataset.json where an archive brings its own."""
 N_FOLDS = 5
 
 
@@ -38,10 +41,10 @@ class RawDataset:
         """Name it; nothing is made yet.
 
         Raises:
-            InputError: the name is not nnU-Net's `DatasetNNN_NAME`, or nnUNet_raw is not set.
+            InputError: the name is not nnU-Net's `DatasetNNN_NAME`, its number is another data set's, or
+                nnUNet_raw is not set.
         """
-        if not re.fullmatch(r"Dataset\d{3}_\w+", name):
-            raise InputError("--dataset", "must be such as Dataset601_STS", name)
+        require_name(name)
         self.folder = nnunet_folder("nnUNet_raw") / name
 
     def files(self, case: str, organs: bool) -> dict[str, Path]:
@@ -63,6 +66,21 @@ class RawDataset:
     def has(self, case: str, organs: bool) -> bool:
         """Whether all files of a case are there; each was renamed when it was complete."""
         return all(path.is_file() for path in self.files(case, organs).values())
+
+    def require_orientation(self, orientation: str | None) -> None:
+        """Refuse an axis code (None: as stored) that is not that of the cases which are there.
+
+        Raises:
+            InputError: as `require_orientation`.
+        """
+        whole = [case for case in self.cases() if self.has(case, organs=False)]
+        if whole:
+            pets = (self.files(case, organs=False)["pet"] for case in whole)
+            require_orientation(self.folder, pets, orientation)
+
+    def note_orientation(self, orientation: str | None) -> None:
+        """Write down how the cases lie; done before the first is added, lest a killed run leave no note."""
+        write_json({"orientation": orientation}, self.folder / ORIENTATION)
 
     def add(
         self, case: Case, lesion: Mask, organs: Mask | None = None, orientation: str | None = None
@@ -109,6 +127,60 @@ class RawDataset:
             "file_ending": ENDING,
         }
         write_json(content, self.folder / "dataset.json")
+
+
+def nnunet_folder(variable: str) -> Path:
+    """The folder that one of nnU-Net's environment variables names.
+
+    Raises:
+        InputError: the variable is not set.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise InputError(
+            variable, "this environment variable must name a folder (nnU-Net's layout)", "nothing"
+        )
+    return Path(value)
+
+
+def require_name(dataset: str) -> None:
+    """Refuse what nnU-Net cannot take for a data set's name.
+
+    Raises:
+        InputError: it is not `DatasetNNN_NAME`, or a folder of nnU-Net's has its number with another name.
+    """
+    if not re.fullmatch(r"Dataset\d{3}_[\w.-]+", dataset):
+        raise InputError("the data set", "must be named such as Dataset601_STS", dataset)
+    number = dataset[: len("Dataset000")]
+    for folder in (os.environ.get(f"nnUNet_{kind}") for kind in ("raw", "preprocessed", "results")):
+        for other in sorted(Path(folder).glob(f"{number}*/")) if folder else ():
+            if other.is_dir() and other.name != dataset:
+                raise InputError(other, f"no other data set may have the number of {dataset}")
+
+
+def require_orientation(folder: Path, images: Iterable[Path], orientation: str | None) -> None:
+    """Refuse a raw data set whose cases lie otherwise than inference will turn its cases.
+
+    Args:
+        folder: the data set.
+        images: one of each case, looked at where the data set was made elsewhere and has no note.
+        orientation: the settings' axis code; None for cases as they are stored.
+
+    Raises:
+        InputError: the note names another orientation, or an image lies otherwise or cannot be read.
+    """
+    note = folder / ORIENTATION
+    if note.is_file():
+        content = read_json(note)
+        if content != {"orientation": orientation}:
+            wanted = json.dumps({"orientation": orientation})
+            raise InputError(note, f"must be {wanted}, as in the settings' guidance", json.dumps(content))
+    elif orientation is not None:
+        for image in images:
+            grid = read_grid(image)
+            if not orient(grid, orientation).matches(grid):
+                rule = f"must lie as {orientation}, the orientation in the settings' guidance"
+                raise InputError(image, rule, describe(grid))
 
 
 def read_grid(path: Path) -> Grid:
@@ -161,15 +233,25 @@ def read_splits(path: Path) -> list[dict[str, list[str]]]:
     folds: list[Any] = splits if isinstance(splits, list) and splits else [None]
     names = [fold.get(key) if isinstance(fold, dict) else None for fold in folds for key in ("train", "val")]
     if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
-        raise InputError(path, "must be a list of folds, each with lists of names 'train' and 'val'")
+        rule = "must be a list of folds, each with lists of names 'train' and 'val'"
+        raise InputError(path, rule, shorten(splits))
     return folds
 
 
-def spread_splits(cases: list[str], base: list[dict[str, list[str]]]) -> list[dict[str, list[str]]]:
-    """Folds over all cases: those of `base` stay in their fold, the others are dealt out evenly.
+def patient_of(case: str) -> str:
+    """A case's patient: the name without the study's date and what follows it, as autoPET's names have it.
 
-    Cases that differ only in their last number (phantom_fdg_0001, phantom_fdg_0002) are of one kind; each
-    kind is dealt out by itself, to the folds that hold fewest.
+    psma_aa11_2018-04-23 is of psma_aa11, fdg_01_03-23-2003-NA-PET-CT of fdg_01; other names are their own.
+    """
+    return re.sub(r"_(\d{4}-\d\d-\d\d|\d\d-\d\d-\d{4})(?!\d).*$", "", case)
+
+
+def spread_splits(cases: list[str], base: list[dict[str, list[str]]]) -> list[dict[str, list[str]]]:
+    """Folds over all cases: those of `base` stay in their fold, the others are dealt out evenly, by patient.
+
+    Patients that differ only in their last number (phantom_fdg_0001, phantom_fdg_0002) are of one kind; each
+    kind is dealt out by itself, to the folds that hold fewest. A new case of a patient whom `base` has goes
+    to that patient's fold.
 
     Args:
         cases: all names; those of `base` that are not among them are left out.
@@ -180,12 +262,17 @@ def spread_splits(cases: list[str], base: list[dict[str, list[str]]]) -> list[di
     """
     held_out = [[case for case in split["val"] if case in cases] for split in base]
     held_out = held_out or [[] for _ in range(N_FOLDS)]
-    rest = sorted(set(cases) - {case for fold in held_out for case in fold})
-    kinds: dict[str, list[str]] = {}
-    for case in rest:
-        kinds.setdefault(re.sub(r"\d+$", "", case), []).append(case)
-    for members in kinds.values():
-        smallest_first = sorted(range(len(held_out)), key=lambda fold: len(held_out[fold]))
-        for place, case in enumerate(members):
-            held_out[smallest_first[place % len(held_out)]].append(case)
+    fold_of = {patient_of(case): fold for fold in held_out for case in fold}
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for case in sorted(set(cases) - {case for fold in held_out for case in fold}):
+        patient = patient_of(case)
+        if patient in fold_of:
+            fold_of[patient].append(case)
+        else:
+            kind = kinds.setdefault(re.sub(r"\d+$", "", patient), {})
+            kind.setdefault(patient, []).append(case)
+    for patients in kinds.values():
+        smallest_first = sorted(held_out, key=len)
+        for place, studies in enumerate(patients.values()):
+            smallest_first[place % len(held_out)].extend(studies)
     return [{"train": sorted(set(cases) - set(fold)), "val": sorted(fold)} for fold in held_out]
