@@ -85,14 +85,17 @@ def candidates() -> tuple[PostprocessSpec, ...]:
         replace(none, min_volume_ml=0.5),
         replace(none, min_total_ml=6.0),
         obeying,
-        *(replace(obeying, threshold_prior=prior) for prior in (0.5, 1.0, 2.0)),
+        replace(obeying, threshold_prior=1.0),
         *local,
         *closing,
         *(replace(local[i], close_mm=45.0) for i in (1, 3, 5, 7)),
-        *(replace(one, suv_floor=suv) for one in (best, closed) for suv in (1.0, 1.5, 2.0)),
+        *(replace(one, suv_floor=1.5) for one in (best, closed)),
         *(replace(one, min_volume_ml=ml) for one in (best, closed) for ml in (0.2, 0.5, 1.0)),
-        *(replace(one, min_total_ml=6.0) for one in (best, closed)),
-        *(replace(one, suv_floor=1.0, min_volume_ml=0.5) for one in (best, closed)),
+        *(
+            replace(one, close_mm=mm, min_volume_ml=0.5)
+            for one in (local[5], local[8])
+            for mm in (45.0, 80.0)
+        ),
     )
 
 
