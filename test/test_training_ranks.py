@@ -173,6 +173,37 @@ def test_dry_run_and_bad_requests(
         train.train(train.Job("Dataset779_None", 0, "cpu"))
 
 
+def test_data_planned_with_other_settings_are_refused(
+    job: train.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.trainer import ClickTrainer
+
+    settings = tmp_path / "settings.yaml"
+    monkeypatch.setenv("PETCLICK_TRAINING", str(settings))
+    how = r"\(run `python -m training.preprocess` with these settings first\)"
+    for old, new, message in (
+        ("batch_size: 2", "batch_size: 4", f"batch_size 4 {how}, got batch_size 2$"),
+        ("[12, 16, 8]", "[12, 16, 16]", rf"patch_size \[12, 16, 16\] {how}, got patch_size \[12, 16, 8\]$"),
+        ("[4, 6, 8]", "[4, 6, 9]", r"features_per_stage \[4, 6, 9\] .* got features_per_stage \[4, 6, 8\]$"),
+        (
+            "[3.5, 2.5, 3.0]",
+            "[3.5, 2.5, 2.0]",
+            r"spacing \[3.5, 2.5, 2.0\] .* got spacing \[3.5, 2.5, 3.0\]$",
+        ),
+    ):
+        assert old in FEW
+        settings.write_text(FEW.replace(old, new))
+        message = r"Plans.json: must be planned as the settings have it, with " + message
+        with pytest.raises(InputError, match=message):
+            train.train(job)
+        with pytest.raises(InputError, match=message):
+            train.main([DATASET, "0", "--device", "cpu", "--dry-run"])
+        plans = job.plans() | {"continue_training": False}
+        with pytest.raises(InputError, match=f"{DATASET}.*{message}"):
+            ClickTrainer(plans, preprocess.CONFIGURATION, 0, {}, torch.device("cpu"))
+    assert not job.results.exists()
+
+
 def test_trainer_starts_from_pretrained_weights_and_tells_changed_settings(
     job: train.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

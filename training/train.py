@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from petclick.errors import InputError
 from petclick.files import read_json
 from petclick.program import run
+from training.planned import check_planned
 from training.preprocess import CONFIGURATION, LOADERS, PLANS, nnunet_folder
-from training.settings import VARIABLE, load_settings
+from training.settings import VARIABLE, TrainingSettings, load_settings
 
 if TYPE_CHECKING:
     from training.trainer import ClickTrainer
@@ -51,6 +52,11 @@ class Job:
         return nnunet_folder("nnUNet_preprocessed") / self.dataset
 
     @property
+    def plans_file(self) -> Path:
+        """The data set's plans."""
+        return self.preprocessed / f"{PLANS}.json"
+
+    @property
     def results(self) -> Path:
         """The folder that all folds share, as nnU-Net names it."""
         folder = nnunet_folder("nnUNet_results") / self.dataset
@@ -67,11 +73,18 @@ class Job:
         Raises:
             InputError: it is not preprocessed.
         """
-        file = self.preprocessed / f"{PLANS}.json"
-        plans = read_json(file) if file.is_file() else None
+        plans = read_json(self.plans_file) if self.plans_file.is_file() else None
         if not isinstance(plans, dict):
-            raise InputError(file, "must be there: run `python -m training.preprocess` first")
+            raise InputError(self.plans_file, "must be there: run `python -m training.preprocess` first")
         return plans
+
+    def configuration(self, settings: TrainingSettings) -> dict[str, Any]:
+        """The plan that trains.
+
+        Raises:
+            InputError: it is not preprocessed, or with other settings.
+        """
+        return check_planned(self.plans(), CONFIGURATION, settings.architecture, self.plans_file)
 
     def split(self) -> dict[str, list[str]]:
         """The fold's 'train' and 'val' cases.
@@ -99,10 +112,11 @@ def train(job: Job, ranks: int = 1, validation: bool = True) -> Path:
         validation: predict the held-out cases at the end.
 
     Raises:
-        InputError: not preprocessed, no such fold, or more ranks than samples in a batch.
+        InputError: not preprocessed with these settings, no such fold, or more ranks than samples in a batch.
     """
-    batch_size = job.plans()["configurations"][CONFIGURATION]["batch_size"]
-    cases, settings = job.split()["val"], load_settings()
+    settings = load_settings()
+    batch_size = job.configuration(settings)["batch_size"]
+    cases = job.split()["val"]
     if not 1 <= ranks <= batch_size:
         raise InputError("--ranks", f"must be from 1 to {batch_size}, the plan's batch size", ranks)
     # Loader processes that pass tensors through /dev/shm do not pay on a CPU that is busy training.
@@ -165,7 +179,7 @@ def _tell(job: Job, ranks: int, validation: bool) -> None:
     from petclick.model import read_checkpoint
 
     settings, split = load_settings(), job.split()
-    configuration = job.plans()["configurations"][CONFIGURATION]
+    configuration = job.configuration(settings)
     done = 0
     for name in (FINAL, LATEST):
         if (job.fold_folder / name).is_file():

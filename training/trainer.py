@@ -28,6 +28,7 @@ from petclick.guidance import FILE_NAME, save_spec
 from petclick.records import to_mapping
 from training.error_clicks import add_error_clicks
 from training.organ_task import LESION_CHANNEL, LesionAndOrganLoss, add_organ_heads, organ_loss
+from training.planned import check_planned
 from training.pretrained import load_pretrained
 from training.settings import load_settings, save_settings
 from training.transforms import SimulateClicks, misalign, with_clicks
@@ -67,10 +68,18 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's own signature
     ) -> None:
+        """As nnU-Net, with the settings.
+
+        Raises:
+            InputError: the settings are wrong, or the data were planned with others.
+        """
+        settings = load_settings()  # before nnU-Net makes folders
+        plans_file = Path(str(plans["dataset_name"])) / f"{plans['plans_name']}.json"
+        check_planned(plans, configuration, settings.architecture, plans_file)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type == "cpu":  # nnU-Net knows distributed training on GPUs only
             self.device, self.grad_scaler = device, None
-        self.settings = load_settings()
+        self.settings = settings
         self.num_epochs = self.settings.epochs
         self.num_iterations_per_epoch = self.settings.steps_per_epoch
         self.num_val_iterations_per_epoch = self.settings.validation_steps_per_epoch
