@@ -150,6 +150,19 @@ def test_export_tells_what_it_would_write(workshop: Path, capsys: pytest.Capture
     assert not [path for path in (workshop / "model").rglob("*") if path.name.endswith(".part")]
 
 
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_export_mixes_no_folds_of_two_trainings(workshop: Path, tmp_path: Path, flags: list[str]) -> None:
+    target = tmp_path / "resources"
+    for fold in ("fold_0", "fold_2", "fold_3"):
+        (target / fold).mkdir(parents=True)
+        (target / fold / "checkpoint_final.pth").write_bytes(b"of another training")
+    (target / "plans.json").write_text("{}")
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"resources: must hold no fold that .* lacks, got fold_2, fold_3"):
+        export.main([str(results(workshop)), str(target), *flags])
+    assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before
+
+
 def test_training_goes_on_where_it_was_killed(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,16 +45,21 @@ def export(results: Path, target: Path, dry_run: bool = False) -> None:
 
     Args:
         results: nnU-Net's results folder of one training.
-        target: model folder, made if need be; folds that are there and not in `results` stay.
+        target: model folder, made if need be.
         dry_run: only tell.
 
     Raises:
-        InputError: a file is missing, or a fold is not trained to its end.
+        InputError: a file is missing, a fold is not trained to its end, or `target` holds a fold that
+            `results` lack, which would be used with plans and guidance that are not its own. Nothing is
+            written then.
     """
     model = load_model(results)
     for name in FILES:
         if not (results / name).is_file():
             raise InputError(results / name, "the results folder must hold this file")
+    own = {path.parent.name for path in model.checkpoints}
+    if others := sorted(path.name for path in target.glob("fold_*") if path.name not in own):
+        raise InputError(target, f"must hold no fold that {results} lacks", ", ".join(others))
     if dry_run:
         for path in (*(results / name for name in FILES), *model.checkpoints):
             size = path.stat().st_size / 1e6
