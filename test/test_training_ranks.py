@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,29 @@ def test_data_planned_with_other_settings_are_refused(
         with pytest.raises(InputError, match=f"{DATASET}.*{message}"):
             ClickTrainer(plans, preprocess.CONFIGURATION, 0, {}, torch.device("cpu"))
     assert not job.results.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[{", "must be JSON in UTF-8"),
+        ('{"train": [], "val": []}', "must be a list of folds"),
+        ('[{"train": ["a", "b"]}]', "must be a list of folds, each with lists of names 'train' and 'val'"),
+        ('[{"train": ["a", "b"], "val": [3]}]', "must be a list of folds"),
+    ],
+)
+def test_bad_splits_are_named(
+    job: train.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    folder = tmp_path / "preprocessed" / DATASET
+    folder.mkdir(parents=True)
+    shutil.copy(job.plans_file, folder)
+    monkeypatch.setenv("nnUNet_preprocessed", str(folder.parent))
+    with pytest.raises(InputError, match=r"splits_final.json: must be there: run"):
+        train.train(job)
+    (folder / "splits_final.json").write_text(text)
+    with pytest.raises(InputError, match=f"splits_final.json: {message}"):
+        train.train(job)
 
 
 def test_trainer_starts_from_pretrained_weights_and_tells_changed_settings(

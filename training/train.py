@@ -20,6 +20,7 @@ from petclick.files import read_json
 from petclick.program import run
 from training.planned import check_planned
 from training.preprocess import CONFIGURATION, LOADERS, PLANS, nnunet_folder
+from training.raw import read_splits
 from training.settings import VARIABLE, TrainingSettings, load_settings
 
 if TYPE_CHECKING:
@@ -90,14 +91,14 @@ class Job:
         """The fold's 'train' and 'val' cases.
 
         Raises:
-            InputError: there are no folds, or not so many.
+            InputError: there are no folds, or not so many, or the file holds something else.
         """
         file = self.preprocessed / "splits_final.json"
         if not file.is_file():
             raise InputError(
                 file, "must be there: run `python -m training.preprocess`, with --splits for few cases"
             )
-        splits: list[dict[str, list[str]]] = json.loads(file.read_text("utf-8"))
+        splits = read_splits(file)
         if not 0 <= self.fold < len(splits):
             raise InputError("FOLD", f"must be from 0 to {len(splits) - 1}, the folds of {file}", self.fold)
         return splits[self.fold]
