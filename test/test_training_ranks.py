@@ -136,6 +136,37 @@ def log_text(job: train.Job) -> str:
     return "".join(path.read_text() for path in sorted(job.fold_folder.glob("training_log_*.txt")))
 
 
+def test_sigterm_ends_every_rank(job: train.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / "long.yaml"
+    long.write_text(FEW.replace("epochs: 4", "epochs: 1000"))
+    monkeypatch.setenv("PETCLICK_TRAINING", str(long))
+    command = [sys.executable, "-m", "training.train", DATASET, "0", "--device", "cpu", "--ranks", "2"]
+    command += ["--threads", "1"]
+    process = subprocess.Popen(
+        command, cwd=Path(train.__file__).parents[1], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    ranks: list[str] = []
+    try:
+        deadline = time.monotonic() + 300
+        while "Epoch 1" not in log_text(job) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        # beside them there is multiprocessing's resource tracker
+        ranks = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        assert len(ranks) == 2
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 143
+        assert errors.decode().splitlines()[-1] == "error: terminated by SIGTERM"
+        assert not [rank for rank in ranks if Path(f"/proc/{rank}").exists()]
+    finally:
+        process.kill()
+        process.wait()
+        for rank in ranks:
+            if Path(f"/proc/{rank}").exists():
+                os.kill(int(rank), signal.SIGKILL)
+
+
 def test_nnunets_own_command_trains_and_validates(job: train.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities import find_objects
@@ -170,6 +201,11 @@ def test_dry_run_and_bad_requests(
         train.train(train.Job(DATASET, 1, "cpu"))
     with pytest.raises(InputError, match="--ranks: must be from 1 to 2, the plan's batch size, got 3"):
         train.train(job, ranks=3)
+    for flags in ([], ["--dry-run"]):
+        flags += ["--device", "cpu", "--ranks", "2", "--pretrained", "none.pth"]
+        with pytest.raises(InputError, match=r"none.pth: must be a readable PyTorch checkpoint"):
+            train.main([DATASET, "0", *flags])
+    assert not job.results.exists()
     with pytest.raises(InputError, match=r"Plans.json: must be there: run `python -m training.preprocess`"):
         train.train(train.Job("Dataset779_None", 0, "cpu"))
 
