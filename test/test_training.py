@@ -184,6 +184,10 @@ def test_training_goes_on_where_it_was_killed(
     with caplog.at_level(logging.INFO):
         train.train(train.Job(DATASET, 0, "cpu"), validation=False)
     assert "trained already" in caplog.text
+    assert "other settings" not in caplog.text
+    (workshop / "more.yaml").write_text(more.replace("initial_lr: 0.01", "initial_lr: 0.02"))
+    train.train(train.Job(DATASET, 0, "cpu", pretrained="theirs.pth"), validation=False)
+    assert "fold 0 was trained with other settings: initial_lr, pretrained" in caplog.text
     (fold / "checkpoint_final.pth").write_bytes(final)
 
 

@@ -22,7 +22,7 @@ from petclick.program import TERMINATED, run
 from training.planned import check_planned
 from training.preprocess import CONFIGURATION, LOADERS, PLANS, nnunet_folder
 from training.raw import read_splits
-from training.settings import VARIABLE, TrainingSettings, load_settings
+from training.settings import VARIABLE, TrainingSettings, changes, load_settings
 
 if TYPE_CHECKING:
     from training.trainer import ClickTrainer
@@ -141,6 +141,7 @@ def train(job: Job, ranks: int = 1, validation: bool = True) -> Path:
     final = job.fold_folder / FINAL
     if final.is_file():
         logger.info("fold %d is trained already: %s", job.fold, final)
+        _warn_of_changes(job, settings)
     elif ranks == 1:
         train_here(job)
     else:
@@ -165,6 +166,16 @@ def _check(job: Job, settings: TrainingSettings, ranks: int) -> None:
         from petclick.model import read_checkpoint
 
         read_checkpoint(Path(pretrained))
+
+
+def _warn_of_changes(job: Job, settings: TrainingSettings) -> None:
+    """Tell which settings a finished fold was not trained with."""
+    from petclick.model import read_checkpoint
+
+    settings = replace(settings, pretrained=job.pretrained or settings.pretrained)
+    before = read_checkpoint(job.fold_folder / FINAL).get("init_args", {}).get("settings")
+    if before is not None and (keys := changes(before, settings)):
+        logger.warning("fold %d was trained with other settings: %s", job.fold, ", ".join(keys))
 
 
 def _train_ranks(job: Job, ranks: int) -> None:

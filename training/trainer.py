@@ -30,7 +30,7 @@ from training.error_clicks import add_error_clicks
 from training.organ_task import LESION_CHANNEL, LesionAndOrganLoss, add_organ_heads, organ_loss
 from training.planned import check_planned
 from training.pretrained import load_pretrained
-from training.settings import load_settings, save_settings
+from training.settings import changes, load_settings, save_settings
 from training.transforms import SimulateClicks, misalign, with_clicks
 from training.validate import VALIDATION, validate_fold
 
@@ -170,7 +170,7 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One step of SGD, of some samples with clicks on the network's errors; returns the loss."""
+        """One step, of some samples with clicks on the network's errors; returns the loss."""
         batch = batch | {"data": self._with_error_clicks(batch["data"], batch["target"])}
         with self._autocast():
             return dict(super().train_step(batch))
@@ -262,13 +262,9 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """As nnU-Net; settings that have changed since are told in the log, and hold from now on."""
         super().load_checkpoint(filename_or_checkpoint)
-        now = to_mapping(self.settings)
-        before: dict[str, Any] = self.my_init_kwargs.get("settings", now)
-        for key in now:
-            if before.get(key) != now[key]:
-                self.print_to_log_file(
-                    f"since the checkpoint, {key} went from {before.get(key)} to {now[key]}"
-                )
+        before = self.my_init_kwargs.get("settings", to_mapping(self.settings))
+        for key, (old, new) in changes(before, self.settings).items():
+            self.print_to_log_file(f"since the checkpoint, {key} went from {old} to {new}")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predicts the held-out cases at several numbers of clicks, as the container does, on one rank."""
