@@ -241,6 +241,29 @@ def test_data_planned_with_other_settings_are_refused(
     assert not job.results.exists()
 
 
+def test_a_resumed_run_draws_anew(job: train.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from training.trainer import ClickTrainer
+
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
+
+    def draws(epoch: int) -> tuple[float, float, float]:
+        plans = job.plans() | {"continue_training": False}
+        trainer = ClickTrainer(plans, preprocess.CONFIGURATION, 0, job.description(), torch.device("cpu"))
+        torch.manual_seed(trainer.settings.seed)  # as for the weights
+        trainer.current_epoch = epoch
+        trainer.on_train_start()
+        return float(torch.rand(())), float(trainer.rng.random()), np.random.random()  # noqa: NPY002
+
+    first, second, third = draws(0), draws(2), draws(3)
+    assert draws(2) == second
+    for kind in range(3):
+        assert len({first[kind], second[kind], third[kind]}) == 3
+    torch.manual_seed(0)
+    assert first[:2] == (float(torch.rand(())), np.random.default_rng((0, 0, 0)).random())  # as ever
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -201,8 +201,12 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
 
     def on_train_start(self) -> None:
         """As nnU-Net; loads pretrained weights; the model folder also gets guidance.json and settings."""
-        # A loader in this process draws from here; a resumed run does not repeat the first epochs' samples.
-        np.random.seed([*self.seeds, self.current_epoch])  # noqa: NPY002
+        # A loader in this process draws from here; a resumed run does not repeat the first epochs' draws.
+        seeds = [*self.seeds, self.current_epoch]
+        np.random.seed(seeds)  # noqa: NPY002
+        if self.current_epoch > 0:
+            torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+            self.rng = np.random.default_rng(seeds)
         super().on_train_start()
         if self.settings.pretrained is not None and self.current_epoch == 0:
             for line in load_pretrained(plain_network(self.network), Path(self.settings.pretrained)):
