@@ -19,8 +19,10 @@ from test_training_organs import DATASET, SETTINGS, write_case
 
 from petclick.errors import InputError
 from petclick.evaluation.results import read_results
+from petclick.guidance import load_spec
 from petclick.model import read_checkpoint
 from training import preprocess, train
+from training.settings import load_settings
 
 FEW = (
     SETTINGS
@@ -262,6 +264,27 @@ def test_a_resumed_run_draws_anew(job: train.Job, monkeypatch: pytest.MonkeyPatc
         assert len({first[kind], second[kind], third[kind]}) == 3
     torch.manual_seed(0)
     assert first[:2] == (float(torch.rand(())), np.random.default_rng((0, 0, 0)).random())  # as ever
+
+
+def test_settings_of_the_folds_are_replaced_whole(job: train.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from training.trainer import ClickTrainer
+
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
+    plans = job.plans() | {"continue_training": False}
+    trainer = ClickTrainer(plans, preprocess.CONFIGURATION, 0, job.description(), torch.device("cpu"))
+    files = [job.results / name for name in ("guidance.json", "settings.yaml")]
+    for file in files:
+        file.write_text("of another fold")
+    readers = [file.open() for file in files]  # another fold's process, which has begun to read
+    trainer.on_train_start()
+    for reader in readers:
+        with reader:
+            assert reader.read() == "of another fold"
+    assert load_spec(files[0]) == trainer.settings.guidance
+    assert load_settings(files[1]) == trainer.settings
+    assert not list(job.results.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,12 @@ def export(results: Path, target: Path, dry_run: bool = False) -> None:
         return
     target.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        with _whole(target / name) as partial:
+        with whole(target / name) as partial:
             shutil.copyfile(results / name, partial)
     for path in tqdm(model.checkpoints, desc="exporting", unit="fold"):
         fold = target / path.parent.name
         fold.mkdir(exist_ok=True)
-        with _whole(fold / CHECKPOINT) as partial:
+        with whole(fold / CHECKPOINT) as partial:
             torch.save(strip(read_checkpoint(path)), partial)
         logger.info("%s: %.1f MB", fold / CHECKPOINT, (fold / CHECKPOINT).stat().st_size / 1e6)
     exported = load_model(target)
@@ -81,9 +81,12 @@ def export(results: Path, target: Path, dry_run: bool = False) -> None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write in place of `path`, which it replaces when it is whole."""
-    partial = path.with_name(f".{path.name}.part")
+def whole(path: Path, writer: str = "") -> Iterator[Path]:
+    """A file to write in place of `path`, which it replaces when it is whole.
+
+    What a kill leaves is overwritten by the next try; `writer` keeps those apart that write at the same time.
+    """
+    partial = path.with_name(f".{path.name}{writer}.part")
     yield partial
     partial.replace(path)
 

@@ -27,6 +27,7 @@ from petclick.device import has_fast_bf16
 from petclick.guidance import FILE_NAME, save_spec
 from petclick.records import to_mapping
 from training.error_clicks import add_error_clicks
+from training.export import whole
 from training.organ_task import LESION_CHANNEL, LesionAndOrganLoss, add_organ_heads, organ_loss
 from training.planned import check_planned
 from training.pretrained import load_pretrained
@@ -212,10 +213,14 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
             for line in load_pretrained(plain_network(self.network), Path(self.settings.pretrained)):
                 self.print_to_log_file(line)
         if self.local_rank == 0:
-            for partial in Path(self.output_folder).glob(f"*{PARTIAL}"):  # of a run that was killed
-                partial.unlink()
-            save_spec(self.settings.guidance, Path(self.output_folder_base) / FILE_NAME)
-            save_settings(self.settings, Path(self.output_folder_base) / "settings.yaml")
+            for left in Path(self.output_folder).glob(f"*{PARTIAL}"):  # of a run that was killed
+                left.unlink()
+            base, writer = Path(self.output_folder_base), f".fold_{self.fold}"
+            # Other folds write and read these files too, perhaps now.
+            with whole(base / FILE_NAME, writer) as partial:
+                save_spec(self.settings.guidance, partial)
+            with whole(base / "settings.yaml", writer) as partial:
+                save_settings(self.settings, partial)
             if self.show_bar:
                 name, done = f"fold {self.fold}", self.current_epoch
                 self._bar = tqdm(total=self.num_epochs, initial=done, desc=name, unit="epoch")
