@@ -410,6 +410,23 @@ def test_long_error_gets_several_corrections_apart_from_one_another() -> None:
         assert apart.min() > 4
 
 
+@pytest.mark.parametrize("size", [48, 49, 50, 51, 52, 100])
+def test_first_correction_of_a_large_error_lies_at_its_centre(size: int) -> None:
+    error = np.zeros((size + 40, size + 25, size + 30), bool)
+    error[20 : 20 + size, 11 : 11 + size, 4 : 4 + size] = True
+    click = simulate_errors(error, np.zeros_like(error), 1, 0, np.random.default_rng(0)).index_zyx[0]
+    centre = np.array([20, 11, 4]) + (size - 1) / 2
+    assert np.abs(click - centre).max() <= JITTER_VOX + 2  # half a sampling step, and as much of its depth
+
+
+def test_first_correction_of_a_large_uneven_error_lies_in_its_thick_part() -> None:
+    error = np.zeros((90, 80, 100), bool)
+    error[20:70, 11:61, 4:54] = True
+    error[40:50, 30:40, 54:94] = True  # a thin arm, towards the high face
+    click = simulate_errors(error, np.zeros_like(error), 1, 0, np.random.default_rng(0)).index_zyx[0]
+    assert np.abs(click - np.array([44.5, 35.5, 28.5])).max() <= JITTER_VOX + 4
+
+
 def test_corrections_of_a_right_prediction_are_none(lesion: Mask) -> None:
     assert len(simulate_errors(lesion, lesion, 10, 10, np.random.default_rng(0))) == 0
 

@@ -166,6 +166,19 @@ def test_export_tells_what_it_would_write(workshop: Path, capsys: pytest.Capture
     assert not [path for path in (workshop / "model").rglob("*") if path.name.endswith(".part")]
 
 
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_export_mixes_no_folds_of_two_trainings(workshop: Path, tmp_path: Path, flags: list[str]) -> None:
+    target = tmp_path / "resources"
+    for fold in ("fold_0", "fold_2", "fold_3"):
+        (target / fold).mkdir(parents=True)
+        (target / fold / "checkpoint_final.pth").write_bytes(b"of another training")
+    (target / "plans.json").write_text("{}")
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"resources: must hold no fold that .* lacks, got fold_2, fold_3"):
+        export.main([str(results(workshop)), str(target), *flags])
+    assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before
+
+
 def test_training_goes_on_where_it_was_killed(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,6 +200,10 @@ def test_training_goes_on_where_it_was_killed(
     with caplog.at_level(logging.INFO):
         train.train(train.Job(DATASET, 0, "cpu"), validation=False)
     assert "trained already" in caplog.text
+    assert "other settings" not in caplog.text
+    (workshop / "more.yaml").write_text(more.replace("initial_lr: 0.01", "initial_lr: 0.02"))
+    train.train(train.Job(DATASET, 0, "cpu", pretrained="theirs.pth"), validation=False)
+    assert "fold 0 was trained with other settings: initial_lr, pretrained" in caplog.text
     (fold / "checkpoint_final.pth").write_bytes(final)
 
 

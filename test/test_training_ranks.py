@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from test_training_organs import DATASET, SETTINGS, write_case
 
 from petclick.errors import InputError
 from petclick.evaluation.results import read_results
+from petclick.guidance import load_spec
 from petclick.model import read_checkpoint
 from training import preprocess, train
+from training.settings import load_settings
 
 FEW = (
     SETTINGS
@@ -135,6 +138,37 @@ def log_text(job: train.Job) -> str:
     return "".join(path.read_text() for path in sorted(job.fold_folder.glob("training_log_*.txt")))
 
 
+def test_sigterm_ends_every_rank(job: train.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / "long.yaml"
+    long.write_text(FEW.replace("epochs: 4", "epochs: 1000"))
+    monkeypatch.setenv("PETCLICK_TRAINING", str(long))
+    command = [sys.executable, "-m", "training.train", DATASET, "0", "--device", "cpu", "--ranks", "2"]
+    command += ["--threads", "1"]
+    process = subprocess.Popen(
+        command, cwd=Path(train.__file__).parents[1], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    ranks: list[str] = []
+    try:
+        deadline = time.monotonic() + 300
+        while "Epoch 1" not in log_text(job) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        # beside them there is multiprocessing's resource tracker
+        ranks = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        assert len(ranks) == 2
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 143
+        assert errors.decode().splitlines()[-1] == "error: terminated by SIGTERM"
+        assert not [rank for rank in ranks if Path(f"/proc/{rank}").exists()]
+    finally:
+        process.kill()
+        process.wait()
+        for rank in ranks:
+            if Path(f"/proc/{rank}").exists():
+                os.kill(int(rank), signal.SIGKILL)
+
+
 def test_nnunets_own_command_trains_and_validates(job: train.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities import find_objects
@@ -169,8 +203,111 @@ def test_dry_run_and_bad_requests(
         train.train(train.Job(DATASET, 1, "cpu"))
     with pytest.raises(InputError, match="--ranks: must be from 1 to 2, the plan's batch size, got 3"):
         train.train(job, ranks=3)
+    for flags in ([], ["--dry-run"]):
+        flags += ["--device", "cpu", "--ranks", "2", "--pretrained", "none.pth"]
+        with pytest.raises(InputError, match=r"none.pth: must be a readable PyTorch checkpoint"):
+            train.main([DATASET, "0", *flags])
+    assert not job.results.exists()
     with pytest.raises(InputError, match=r"Plans.json: must be there: run `python -m training.preprocess`"):
         train.train(train.Job("Dataset779_None", 0, "cpu"))
+
+
+def test_data_planned_with_other_settings_are_refused(
+    job: train.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.trainer import ClickTrainer
+
+    settings = tmp_path / "settings.yaml"
+    monkeypatch.setenv("PETCLICK_TRAINING", str(settings))
+    how = r"\(run `python -m training.preprocess` with these settings first\)"
+    for old, new, message in (
+        ("batch_size: 2", "batch_size: 4", f"batch_size 4 {how}, got batch_size 2$"),
+        ("[12, 16, 8]", "[12, 16, 16]", rf"patch_size \[12, 16, 16\] {how}, got patch_size \[12, 16, 8\]$"),
+        ("[4, 6, 8]", "[4, 6, 9]", r"features_per_stage \[4, 6, 9\] .* got features_per_stage \[4, 6, 8\]$"),
+        (
+            "[3.5, 2.5, 3.0]",
+            "[3.5, 2.5, 2.0]",
+            r"spacing \[3.5, 2.5, 2.0\] .* got spacing \[3.5, 2.5, 3.0\]$",
+        ),
+    ):
+        assert old in FEW
+        settings.write_text(FEW.replace(old, new))
+        message = r"Plans.json: must be planned as the settings have it, with " + message
+        with pytest.raises(InputError, match=message):
+            train.train(job)
+        with pytest.raises(InputError, match=message):
+            train.main([DATASET, "0", "--device", "cpu", "--dry-run"])
+        plans = job.plans() | {"continue_training": False}
+        with pytest.raises(InputError, match=f"{DATASET}.*{message}"):
+            ClickTrainer(plans, preprocess.CONFIGURATION, 0, {}, torch.device("cpu"))
+    assert not job.results.exists()
+
+
+def test_a_resumed_run_draws_anew(job: train.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from training.trainer import ClickTrainer
+
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
+
+    def draws(epoch: int) -> tuple[float, float, float]:
+        plans = job.plans() | {"continue_training": False}
+        trainer = ClickTrainer(plans, preprocess.CONFIGURATION, 0, job.description(), torch.device("cpu"))
+        torch.manual_seed(trainer.settings.seed)  # as for the weights
+        trainer.current_epoch = epoch
+        trainer.on_train_start()
+        return float(torch.rand(())), float(trainer.rng.random()), np.random.random()  # noqa: NPY002
+
+    first, second, third = draws(0), draws(2), draws(3)
+    assert draws(2) == second
+    for kind in range(3):
+        assert len({first[kind], second[kind], third[kind]}) == 3
+    torch.manual_seed(0)
+    assert first[:2] == (float(torch.rand(())), np.random.default_rng((0, 0, 0)).random())  # as ever
+
+
+def test_settings_of_the_folds_are_replaced_whole(job: train.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from training.trainer import ClickTrainer
+
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
+    plans = job.plans() | {"continue_training": False}
+    trainer = ClickTrainer(plans, preprocess.CONFIGURATION, 0, job.description(), torch.device("cpu"))
+    files = [job.results / name for name in ("guidance.json", "settings.yaml")]
+    for file in files:
+        file.write_text("of another fold")
+    readers = [file.open() for file in files]  # another fold's process, which has begun to read
+    trainer.on_train_start()
+    for reader in readers:
+        with reader:
+            assert reader.read() == "of another fold"
+    assert load_spec(files[0]) == trainer.settings.guidance
+    assert load_settings(files[1]) == trainer.settings
+    assert not list(job.results.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[{", "must be JSON in UTF-8"),
+        ('{"train": [], "val": []}', "must be a list of folds"),
+        ('[{"train": ["a", "b"]}]', "must be a list of folds, each with lists of names 'train' and 'val'"),
+        ('[{"train": ["a", "b"], "val": [3]}]', "must be a list of folds"),
+    ],
+)
+def test_bad_splits_are_named(
+    job: train.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    folder = tmp_path / "preprocessed" / DATASET
+    folder.mkdir(parents=True)
+    shutil.copy(job.plans_file, folder)
+    monkeypatch.setenv("nnUNet_preprocessed", str(folder.parent))
+    with pytest.raises(InputError, match=r"splits_final.json: must be there: run"):
+        train.train(job)
+    (folder / "splits_final.json").write_text(text)
+    with pytest.raises(InputError, match=f"splits_final.json: {message}"):
+        train.train(job)
 
 
 def test_trainer_starts_from_pretrained_weights_and_tells_changed_settings(

@@ -25,6 +25,7 @@ from petclick.evaluation.tuning import (
     score_candidates,
     spec_text,
     worth,
+    write_tuning,
 )
 from petclick.evaluation.workers import Network
 from petclick.images import Case, write_image
@@ -147,6 +148,28 @@ def test_specs_that_disobey_clicks_are_not_chosen() -> None:
     )
     assert choose(tuning, everything) == 1
     assert worth(tuning, everything)[0] == -np.inf
+
+
+def test_where_no_spec_obeys_the_clicks_none_is_chosen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Fold 1's case is obeyed by no spec, so that fold 0 has no choice, nor have all cases together.
+    disobeyed = [[1.0, 0.9], [1.0, 0.95]]
+    tuning = made([[0.2, 0.4], [0.6, 0.8]], ("a_1", "a_2"), ("0", "1"), tumor_obeyed=disobeyed)
+    everything = np.ones(2, bool)
+    assert choose(tuning, everything) is None
+    choices, scores = nested(tuning)
+    assert choices == {"0": None, "1": 1}
+    np.testing.assert_array_equal(scores[:, 0, 0], [0.2, 0.8])  # the first spec where there is no choice
+    (tmp_path / "postprocess.json").write_text("of an earlier run")
+    write_tuning(tuning, tmp_path)
+    assert not (tmp_path / "postprocess.json").exists()
+    told = "no candidate obeys 0.99 of the clicks, so none is chosen"
+    assert f"postprocess.json: {told}" in caplog.text
+    table = (tmp_path / "tuning.md").read_text("utf-8")
+    assert f"Fold 0: {told}." in table
+    assert "Fold 1: suv_floor 1." in table
+    assert table.endswith(f"On all cases: {told}.\n")
 
 
 def test_a_folds_choice_ignores_its_own_cases() -> None:

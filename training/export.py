@@ -45,16 +45,21 @@ def export(results: Path, target: Path, dry_run: bool = False) -> None:
 
     Args:
         results: nnU-Net's results folder of one training.
-        target: model folder, made if need be; folds that are there and not in `results` stay.
+        target: model folder, made if need be.
         dry_run: only tell.
 
     Raises:
-        InputError: a file is missing, or a fold is not trained to its end.
+        InputError: a file is missing, a fold is not trained to its end, or `target` holds a fold that
+            `results` lack, which would be used with plans and guidance that are not its own. Nothing is
+            written then.
     """
     model = load_model(results)
     for name in FILES:
         if not (results / name).is_file():
             raise InputError(results / name, "the results folder must hold this file")
+    own = {path.parent.name for path in model.checkpoints}
+    if others := sorted(path.name for path in target.glob("fold_*") if path.name not in own):
+        raise InputError(target, f"must hold no fold that {results} lacks", ", ".join(others))
     if dry_run:
         for path in (*(results / name for name in FILES), *model.checkpoints):
             size = path.stat().st_size / 1e6
@@ -62,12 +67,12 @@ def export(results: Path, target: Path, dry_run: bool = False) -> None:
         return
     target.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        with _whole(target / name) as partial:
+        with whole(target / name) as partial:
             shutil.copyfile(results / name, partial)
     for path in tqdm(model.checkpoints, desc="exporting", unit="fold"):
         fold = target / path.parent.name
         fold.mkdir(exist_ok=True)
-        with _whole(fold / CHECKPOINT) as partial:
+        with whole(fold / CHECKPOINT) as partial:
             torch.save(strip(read_checkpoint(path)), partial)
         logger.info("%s: %.1f MB", fold / CHECKPOINT, (fold / CHECKPOINT).stat().st_size / 1e6)
     exported = load_model(target)
@@ -76,9 +81,12 @@ def export(results: Path, target: Path, dry_run: bool = False) -> None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write in place of `path`, which it replaces when it is whole."""
-    partial = path.with_name(f".{path.name}.part")
+def whole(path: Path, writer: str = "") -> Iterator[Path]:
+    """A file to write in place of `path`, which it replaces when it is whole.
+
+    What a kill leaves is overwritten by the next try; `writer` keeps those apart that write at the same time.
+    """
+    partial = path.with_name(f".{path.name}{writer}.part")
     yield partial
     partial.replace(path)
 

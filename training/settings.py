@@ -1,9 +1,10 @@
 """Training settings: one frozen dataclass, one YAML file."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -126,9 +127,10 @@ class TrainingSettings:
     optimizer: 'sgd', nnU-Net's with momentum, or 'adamw', for trainings too short for that; initial_lr: with
     polynomial decay; dice_smooth: added to Dice's numerator and denominator; batch_dice: the lesions' Dice is
     that of the whole batch, so that false positives in a patch without lesions count; foreground_share: share
-    of each batch whose patch is centred on a lesion; pretrained: a checkpoint to start from;
-    validation_clicks: numbers of clicks of each kind at which the finished fold is validated; seed: of
-    weights and clicks, and of samples where the loader runs in the training's own process, as on CPUs.
+    of each batch whose patch is centred on a lesion, which nnU-Net rounds to whole samples: of a batch of 2
+    both 0.33 and 0.5 centre one; pretrained: a checkpoint to start from; validation_clicks: numbers of clicks
+    of each kind at which the finished fold is validated; seed: of weights, and of clicks and samples where
+    the loader runs in the training's own process, as on CPUs.
     """
 
     guidance: GuidanceSpec = field(default_factory=GuidanceSpec)
@@ -181,6 +183,17 @@ def load_settings(path: Path | None = None) -> TrainingSettings:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(path, f"must be a YAML file ({error})") from None
     return from_mapping(TrainingSettings, content or {}, path)
+
+
+def changes(before: Mapping[str, Any], settings: TrainingSettings) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ from an earlier training's, each with both; None where that had no such key.
+
+    Args:
+        before: the earlier settings as a checkpoint's `init_args` have them.
+        settings: those that hold now.
+    """
+    now = to_mapping(settings)
+    return {key: (before.get(key), value) for key, value in now.items() if before.get(key) != value}
 
 
 def save_settings(settings: TrainingSettings, path: Path) -> None:

@@ -7,9 +7,10 @@
 """
 
 import argparse
-import json
 import logging
 import os
+import signal
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 from petclick.errors import InputError
 from petclick.files import read_json
-from petclick.program import run
+from petclick.program import TERMINATED, run
+from training.planned import check_planned
 from training.preprocess import CONFIGURATION, LOADERS, PLANS, nnunet_folder
-from training.settings import VARIABLE, load_settings
+from training.raw import read_splits
+from training.settings import VARIABLE, TrainingSettings, changes, load_settings
 
 if TYPE_CHECKING:
     from training.trainer import ClickTrainer
 
 TRAINER = "ClickTrainer"
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
+CHECKPOINTS = (FINAL, LATEST, "checkpoint_best.pth")
+"""From which nnU-Net goes on, the first that is there."""
+PATIENCE_S = 10
+"""How long a rank may take to end when it is asked to."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +58,11 @@ class Job:
         return nnunet_folder("nnUNet_preprocessed") / self.dataset
 
     @property
+    def plans_file(self) -> Path:
+        """The data set's plans."""
+        return self.preprocessed / f"{PLANS}.json"
+
+    @property
     def results(self) -> Path:
         """The folder that all folds share, as nnU-Net names it."""
         folder = nnunet_folder("nnUNet_results") / self.dataset
@@ -67,24 +79,43 @@ class Job:
         Raises:
             InputError: it is not preprocessed.
         """
-        file = self.preprocessed / f"{PLANS}.json"
-        plans = read_json(file) if file.is_file() else None
+        plans = read_json(self.plans_file) if self.plans_file.is_file() else None
         if not isinstance(plans, dict):
-            raise InputError(file, "must be there: run `python -m training.preprocess` first")
+            raise InputError(self.plans_file, "must be there: run `python -m training.preprocess` first")
         return plans
+
+    def configuration(self, settings: TrainingSettings) -> dict[str, Any]:
+        """The plan that trains.
+
+        Raises:
+            InputError: it is not preprocessed, or with other settings.
+        """
+        return check_planned(self.plans(), CONFIGURATION, settings.architecture, self.plans_file)
+
+    def description(self) -> dict[str, Any]:
+        """The data set's dataset.json.
+
+        Raises:
+            InputError: it is missing, or something else.
+        """
+        file = self.preprocessed / "dataset.json"
+        content = read_json(file)
+        if not isinstance(content, dict):
+            raise InputError(file, "must be a JSON object", type(content).__name__)
+        return content
 
     def split(self) -> dict[str, list[str]]:
         """The fold's 'train' and 'val' cases.
 
         Raises:
-            InputError: there are no folds, or not so many.
+            InputError: there are no folds, or not so many, or the file holds something else.
         """
         file = self.preprocessed / "splits_final.json"
         if not file.is_file():
             raise InputError(
                 file, "must be there: run `python -m training.preprocess`, with --splits for few cases"
             )
-        splits: list[dict[str, list[str]]] = json.loads(file.read_text("utf-8"))
+        splits = read_splits(file)
         if not 0 <= self.fold < len(splits):
             raise InputError("FOLD", f"must be from 0 to {len(splits) - 1}, the folds of {file}", self.fold)
         return splits[self.fold]
@@ -99,37 +130,78 @@ def train(job: Job, ranks: int = 1, validation: bool = True) -> Path:
         validation: predict the held-out cases at the end.
 
     Raises:
-        InputError: not preprocessed, no such fold, or more ranks than samples in a batch.
+        InputError: not preprocessed with these settings, no such fold, more ranks than samples in a batch, or
+            pretrained weights that cannot be read.
     """
-    batch_size = job.plans()["configurations"][CONFIGURATION]["batch_size"]
-    cases, settings = job.split()["val"], load_settings()
-    if not 1 <= ranks <= batch_size:
-        raise InputError("--ranks", f"must be from 1 to {batch_size}, the plan's batch size", ranks)
+    settings = load_settings()
+    _check(job, settings, ranks)
     # Loader processes that pass tensors through /dev/shm do not pay on a CPU that is busy training.
     if job.device == "cpu":
         os.environ.setdefault(LOADERS, "0")
     final = job.fold_folder / FINAL
     if final.is_file():
         logger.info("fold %d is trained already: %s", job.fold, final)
+        _warn_of_changes(job, settings)
     elif ranks == 1:
         train_here(job)
     else:
-        from torch.multiprocessing.spawn import spawn
-
-        with tempfile.TemporaryDirectory() as folder:
-            spawn(train_rank, (ranks, job, f"file://{folder}/rendezvous"), ranks)
+        _train_ranks(job, ranks)
     if validation:
         from training.validate import validate_fold
 
-        clicks = settings.validation_clicks
+        cases, clicks = job.split()["val"], settings.validation_clicks
         print(validate_fold(job.results, job.dataset, str(job.fold), cases, clicks, job.device))
     return final
+
+
+def _check(job: Job, settings: TrainingSettings, ranks: int) -> None:
+    """Raise InputError for what can be told before any process starts: a rank's error is only a traceback."""
+    batch_size = job.configuration(settings)["batch_size"]
+    job.description()
+    job.split()
+    if not 1 <= ranks <= batch_size:
+        raise InputError("--ranks", f"must be from 1 to {batch_size}, the plan's batch size", ranks)
+    pretrained = job.pretrained or settings.pretrained
+    if pretrained is not None and not any((job.fold_folder / name).is_file() for name in CHECKPOINTS):
+        from petclick.model import read_checkpoint
+
+        read_checkpoint(Path(pretrained))
+
+
+def _warn_of_changes(job: Job, settings: TrainingSettings) -> None:
+    """Tell which settings a finished fold was not trained with."""
+    from petclick.model import read_checkpoint
+
+    settings = replace(settings, pretrained=job.pretrained or settings.pretrained)
+    before = read_checkpoint(job.fold_folder / FINAL).get("init_args", {}).get("settings")
+    if before is not None and (keys := changes(before, settings)):
+        logger.warning("fold %d was trained with other settings: %s", job.fold, ", ".join(keys))
+
+
+def _train_ranks(job: Job, ranks: int) -> None:
+    """Train in several processes, none of which outlives this call."""
+    from torch.multiprocessing.spawn import spawn
+
+    with tempfile.TemporaryDirectory() as folder:
+        context = spawn(train_rank, (ranks, job, f"file://{folder}/rendezvous"), ranks, join=False)
+        try:
+            while not context.join():
+                pass
+        finally:  # SIGTERM comes to this process alone
+            for process in context.processes:
+                process.terminate()
+            for process in context.processes:
+                process.join(PATIENCE_S)
+                process.kill()  # one that waits for another in a library's code does not hear the first
+                process.join()
 
 
 def train_rank(rank: int, ranks: int, job: Job, rendezvous: str) -> "ClickTrainer":
     """One of several processes; `rendezvous` is where they find each other, a URL as torch has them."""
     import torch.distributed
 
+    # An orderly end, which takes the loader's processes along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     if job.device == "cuda":  # pragma: cuda
         torch.cuda.set_device(rank)
     backend = "nccl" if job.device == "cuda" else "gloo"
@@ -150,9 +222,8 @@ def train_here(job: Job) -> "ClickTrainer":
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     torch.backends.cudnn.benchmark = True
-    dataset_json = json.loads((job.preprocessed / "dataset.json").read_text("utf-8"))
     plans = job.plans() | {"continue_training": True}
-    trainer = ClickTrainer(plans, CONFIGURATION, job.fold, dataset_json, torch.device(job.device))
+    trainer = ClickTrainer(plans, CONFIGURATION, job.fold, job.description(), torch.device(job.device))
     if job.pretrained is not None:
         trainer.settings = replace(trainer.settings, pretrained=job.pretrained)
     trainer.show_bar = True
@@ -164,8 +235,9 @@ def train_here(job: Job) -> "ClickTrainer":
 def _tell(job: Job, ranks: int, validation: bool) -> None:
     from petclick.model import read_checkpoint
 
-    settings, split = load_settings(), job.split()
-    configuration = job.plans()["configurations"][CONFIGURATION]
+    settings = load_settings()
+    _check(job, settings, ranks)
+    split, configuration = job.split(), job.configuration(settings)
     done = 0
     for name in (FINAL, LATEST):
         if (job.fold_folder / name).is_file():

@@ -27,9 +27,11 @@ from petclick.device import has_fast_bf16
 from petclick.guidance import FILE_NAME, save_spec
 from petclick.records import to_mapping
 from training.error_clicks import add_error_clicks
+from training.export import whole
 from training.organ_task import LESION_CHANNEL, LesionAndOrganLoss, add_organ_heads, organ_loss
+from training.planned import check_planned
 from training.pretrained import load_pretrained
-from training.settings import load_settings, save_settings
+from training.settings import changes, load_settings, save_settings
 from training.transforms import SimulateClicks, misalign, with_clicks
 from training.validate import VALIDATION, validate_fold
 
@@ -67,10 +69,18 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's own signature
     ) -> None:
+        """As nnU-Net, with the settings.
+
+        Raises:
+            InputError: the settings are wrong, or the data were planned with others.
+        """
+        settings = load_settings()  # before nnU-Net makes folders
+        plans_file = Path(str(plans["dataset_name"])) / f"{plans['plans_name']}.json"
+        check_planned(plans, configuration, settings.architecture, plans_file)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type == "cpu":  # nnU-Net knows distributed training on GPUs only
             self.device, self.grad_scaler = device, None
-        self.settings = load_settings()
+        self.settings = settings
         self.num_epochs = self.settings.epochs
         self.num_iterations_per_epoch = self.settings.steps_per_epoch
         self.num_val_iterations_per_epoch = self.settings.validation_steps_per_epoch
@@ -161,7 +171,7 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
         return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One step of SGD, of some samples with clicks on the network's errors; returns the loss."""
+        """One step, of some samples with clicks on the network's errors; returns the loss."""
         batch = batch | {"data": self._with_error_clicks(batch["data"], batch["target"])}
         with self._autocast():
             return dict(super().train_step(batch))
@@ -192,17 +202,25 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
 
     def on_train_start(self) -> None:
         """As nnU-Net; loads pretrained weights; the model folder also gets guidance.json and settings."""
-        # A loader in this process draws from here; a resumed run does not repeat the first epochs' samples.
-        np.random.seed([*self.seeds, self.current_epoch])  # noqa: NPY002
+        # A loader in this process draws from here; a resumed run does not repeat the first epochs' draws.
+        seeds = [*self.seeds, self.current_epoch]
+        np.random.seed(seeds)  # noqa: NPY002
+        if self.current_epoch > 0:
+            torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+            self.rng = np.random.default_rng(seeds)
         super().on_train_start()
         if self.settings.pretrained is not None and self.current_epoch == 0:
             for line in load_pretrained(plain_network(self.network), Path(self.settings.pretrained)):
                 self.print_to_log_file(line)
         if self.local_rank == 0:
-            for partial in Path(self.output_folder).glob(f"*{PARTIAL}"):  # of a run that was killed
-                partial.unlink()
-            save_spec(self.settings.guidance, Path(self.output_folder_base) / FILE_NAME)
-            save_settings(self.settings, Path(self.output_folder_base) / "settings.yaml")
+            for left in Path(self.output_folder).glob(f"*{PARTIAL}"):  # of a run that was killed
+                left.unlink()
+            base, writer = Path(self.output_folder_base), f".fold_{self.fold}"
+            # Other folds write and read these files too, perhaps now.
+            with whole(base / FILE_NAME, writer) as partial:
+                save_spec(self.settings.guidance, partial)
+            with whole(base / "settings.yaml", writer) as partial:
+                save_settings(self.settings, partial)
             if self.show_bar:
                 name, done = f"fold {self.fold}", self.current_epoch
                 self._bar = tqdm(total=self.num_epochs, initial=done, desc=name, unit="epoch")
@@ -253,13 +271,9 @@ class ClickTrainer(nnUNetTrainer):  # type: ignore[misc]  # untyped base
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """As nnU-Net; settings that have changed since are told in the log, and hold from now on."""
         super().load_checkpoint(filename_or_checkpoint)
-        now = to_mapping(self.settings)
-        before: dict[str, Any] = self.my_init_kwargs.get("settings", now)
-        for key in now:
-            if before.get(key) != now[key]:
-                self.print_to_log_file(
-                    f"since the checkpoint, {key} went from {before.get(key)} to {now[key]}"
-                )
+        before = self.my_init_kwargs.get("settings", to_mapping(self.settings))
+        for key, (old, new) in changes(before, self.settings).items():
+            self.print_to_log_file(f"since the checkpoint, {key} went from {old} to {new}")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predicts the held-out cases at several numbers of clicks, as the container does, on one rank."""

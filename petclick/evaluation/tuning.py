@@ -2,11 +2,13 @@
 
 A spec's worth is the mean over the steps of Dice, less `DICE_PER_ML` for each ml of false components,
 averaged over a group's cases (`group_of`) and then over groups, so that many phantoms do not outvote
-patients. Only specs that obey the clicks are chosen. For each fold the best spec of the other folds' cases is
+patients. Only specs that obey the clicks are chosen; where none does, none is, and cases are scored as the
+network left them. For each fold the best spec of the other folds' cases is
 taken, and scored on the fold itself: together these scores say what tuning is worth on unseen cases.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,6 +34,9 @@ TABLE, CHOSEN = "tuning.md", "postprocess.json"
 """What is written beside the margins."""
 LEAST_OBEYED = 0.99
 """Share of the clicks of each kind that a chosen spec must obey at every step."""
+DISOBEYED = f"no candidate obeys {LEAST_OBEYED} of the clicks, so none is chosen"
+
+logger = logging.getLogger(__name__)
 
 Scores = npt.NDArray[np.float64]
 """(spec, case, step, figure of `FIGURES`); NaN where a figure is not defined."""
@@ -142,20 +147,24 @@ def group_means(tuning: Tuning, chosen: npt.NDArray[np.bool_], only: str | None 
     )
 
 
-def choose(tuning: Tuning, chosen: npt.NDArray[np.bool_]) -> int:
-    """The best spec on these cases; the first of equals."""
-    return int(worth(tuning, chosen).argmax())
+def choose(tuning: Tuning, chosen: npt.NDArray[np.bool_]) -> int | None:
+    """The best spec on these cases, the first of equals; None where none obeys enough clicks."""
+    worths = worth(tuning, chosen)
+    best = int(worths.argmax())
+    return best if worths[best] > -np.inf else None
 
 
-def nested(tuning: Tuning) -> tuple[dict[str, int], Scores]:
+def nested(tuning: Tuning) -> tuple[dict[str, int | None], Scores]:
     """Fold -> the spec chosen on all other folds' cases, and each case's scores by its own fold's choice.
+
+    A fold without a choice is scored by the first spec, which of `candidates` leaves masks as they are.
 
     Returns:
         The choices, and (case, step, figure).
     """
     folds = np.array(tuning.folds)
     choices = {fold: choose(tuning, folds != fold) for fold in sorted({*tuning.folds})}
-    scores = [tuning.scores[choices[fold], case] for case, fold in enumerate(tuning.folds)]
+    scores = [tuning.scores[choices[fold] or 0, case] for case, fold in enumerate(tuning.folds)]
     return choices, np.stack(scores)
 
 
@@ -192,20 +201,29 @@ def markdown(tuning: Tuning) -> str:
         lines.append("")
     if has_folds:
         choices, _ = nested(tuning)
-        lines += [f"Fold {fold}: {spec_text(tuning.specs[index])}." for fold, index in choices.items()]
-        lines += ["", f"On all cases: {spec_text(tuning.specs[choose(tuning, whole)])}."]
+        lines += [f"Fold {fold}: {_choice_text(tuning, index)}." for fold, index in choices.items()]
+        lines += ["", f"On all cases: {_choice_text(tuning, choose(tuning, whole))}."]
     return "\n".join(lines)
 
 
 def write_tuning(tuning: Tuning, out: Path) -> None:
     """Write the tables as tuning.md, and with folds the spec chosen on all cases as postprocess.json.
 
-    The latter's content is `guidance.json`'s value of `postprocess`.
+    The latter's content is `guidance.json`'s value of `postprocess`. Where no spec obeys enough clicks a
+    warning stands in for it, and one of an earlier run is removed.
     """
     (out / TABLE).write_text(markdown(tuning) + "\n", "utf-8")
     if len({*tuning.folds}) > 1:
-        best = tuning.specs[choose(tuning, np.ones(len(tuning.cases), bool))]
-        (out / CHOSEN).write_text(json.dumps(to_mapping(best), indent=2) + "\n", "utf-8")
+        best = choose(tuning, np.ones(len(tuning.cases), bool))
+        if best is None:
+            logger.warning("no %s: %s", out / CHOSEN, DISOBEYED)
+            (out / CHOSEN).unlink(missing_ok=True)
+            return
+        (out / CHOSEN).write_text(json.dumps(to_mapping(tuning.specs[best]), indent=2) + "\n", "utf-8")
+
+
+def _choice_text(tuning: Tuning, index: int | None) -> str:
+    return DISOBEYED if index is None else spec_text(tuning.specs[index])
 
 
 def _cells(figures: Scores) -> list[str]:

@@ -86,8 +86,10 @@ def _places(component: Component) -> tuple[Voxels, npt.NDArray[np.float64]]:
     if not sample.any():  # thin: no place is better than another
         places = np.argwhere(free)
         return places, np.ones(len(places))
+    # The crop's last plane, outside the component unless the volume ends there, may lie between two samples.
+    padded = np.pad(sample, [(0, int(step > 1 and not free.take(-1, axis).any())) for axis in range(3)])
     # The volume's faces count as outside only where nothing else is.
-    depth = ndimage.distance_transform_edt(sample if not sample.all() else np.pad(sample, 1))
-    if sample.all():
-        depth = depth[1:-1, 1:-1, 1:-1]
-    return np.argwhere(sample) * step, depth[sample] * step
+    pad = int(padded.all())
+    depth = ndimage.distance_transform_edt(np.pad(padded, pad))
+    places = np.argwhere(sample)
+    return places * step, depth[tuple((places + pad).T)] * step
