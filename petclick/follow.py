@@ -44,8 +44,10 @@ def follow_clicks(
         local_variance: of the local part.
         local_mm: the distance over which it changes, above 0.
     """
+    if common_variance + local_variance == 0:
+        return margin
     clicks = _worth_following(margin, clicks)
-    if not len(clicks) or common_variance + local_variance == 0:
+    if not len(clicks):
         return margin
     spacing_mm = np.array(grid.spacing_zyx_mm)
     places_mm = clicks.index_zyx * spacing_mm

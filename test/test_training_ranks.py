@@ -301,7 +301,8 @@ def test_bad_splits_are_named(
 ) -> None:
     folder = tmp_path / "preprocessed" / DATASET
     folder.mkdir(parents=True)
-    shutil.copy(job.plans_file, folder)
+    for file in (job.plans_file, job.preprocessed / "dataset.json"):
+        shutil.copy(file, folder)
     monkeypatch.setenv("nnUNet_preprocessed", str(folder.parent))
     with pytest.raises(InputError, match=r"splits_final.json: must be there: run"):
         train.train(job)
