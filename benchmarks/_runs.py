@@ -38,7 +38,7 @@ def run_inference(source: Path, output: Path, *flags: str | Path) -> tuple[float
     subprocess.run(command, env=others, check=True)
     seconds = time.perf_counter() - start
     (path,) = output.rglob("*.mha")
-    return seconds, (read_image(path)[0] > 0).astype(np.uint8)
+    return seconds, (read_image(path, trusted=True)[0] > 0).astype(np.uint8)
 
 
 def dice(a: npt.NDArray[np.generic], b: npt.NDArray[np.generic]) -> float:
